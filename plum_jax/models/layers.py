@@ -1,0 +1,132 @@
+"""Linear with LoRA, norms, attention, and stacks of layers: what every tower is made of."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(d_in), 1/sqrt(d_in)), torch's default
+
+
+class Linear(nnx.Module):
+    """y = x W + b, plus (alpha / rank) (x A) B when lora = (rank, alpha) is given. Weights follow the dtype of x."""
+
+    def __init__(self, d_in, d_out, *, bias=False, lora=None, kernel_init=UNIFORM, rngs):
+        rank, alpha = lora or (1, 0.0)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (d_in, d_out)))
+        self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
+        self.lora_a = nnx.Param(UNIFORM(rngs.params(), (d_in, rank))) if lora else None
+        self.lora_b = nnx.Param(jnp.zeros((rank, d_out))) if lora else None  # zero: an untrained adapter changes nothing
+        self.lora_scale = alpha / rank
+
+    def __call__(self, x, *, adapter=True, dropout=0.0, key=None):
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y += self.bias[...].astype(x.dtype)
+        if adapter and self.lora_a is not None:
+            z = drop(x, dropout, key)
+            y += self.lora_scale * (z @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        return y
+
+
+class LayerNorm(nnx.Module):
+    """Over the last axis, statistics in float32, biased variance; the result has the dtype of x.
+
+    SAM's LayerNorm2d is this over the channels of a channels-last map (M 4.1).
+    """
+
+    def __init__(self, width, *, epsilon):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) in float32, cast back, then times the weight in the dtype of x (M 1.2)."""
+
+    def __init__(self, width, *, epsilon):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def drop(x, rate, key):
+    """Inverted dropout; the identity when `key` is None or `rate` is 0."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+
+def gelu(x):
+    """The exact (erf) form, as in SAM."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x):
+    """x sigmoid(1.702 x), as in CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def split_heads(x, heads):
+    """[..., T, N * H] -> [..., T, N, H]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def merge_heads(x):
+    """[..., T, N, H] -> [..., T, N * H]."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
+    """Scaled dot-product attention with the softmax in float32. The only place that chooses a kernel.
+
+    Args:
+      q: [B, T, N, H]. k, v: [B, S, K, H] with N a multiple of K.
+      causal: query t sees keys 0..t.
+      lengths: int32[B], number of valid (leading) queries and keys; rows of padding queries are unspecified but finite.
+      bias: [B, N, T, S], added to the logits.
+      mask: bool[B, 1, T, S], True where a query may look; every query needs at least one key.
+
+    Returns:
+      [B, T, N, H] in the dtype of q.
+    """
+    fused = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[1] > 1 and q.shape[-1] % 8 == 0
+    return jax.nn.dot_product_attention(
+        q, k, v, bias=bias, mask=mask, is_causal=causal, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+        implementation="cudnn" if fused and mask is None else "xla",
+    )  # fmt: skip
+
+
+def make_stack(make_layer, depth, rngs):
+    """`depth` copies of a layer as one module; every parameter gains a leading layer axis."""
+    return nnx.vmap(make_layer)(rngs.split(depth))
+
+
+def run_stack(layers, x, *args, keys=None, policy=None, remat=True, **kwargs):
+    """x -> layer_0 -> ... -> layer_{L-1}.
+
+    Args:
+      layers: what `make_stack` returned.
+      x: the carry of the scan.
+      keys: one dropout key per layer, or None.
+      policy: what `jax.checkpoint` keeps; None recomputes a whole layer in the backward pass.
+      remat: False keeps every intermediate value: faster where memory is no concern.
+    """
+    graphdef, params = nnx.split(layers)
+
+    def body(x, layer):
+        params, key = layer
+        return nnx.merge(graphdef, params)(x, *args, key=key, **kwargs), None
+
+    if remat:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.lax.scan(body, x, (params, keys))[0]
