@@ -1,0 +1,100 @@
+"""The console script `plum`: a table of commands, and how every command ends (exit status, one-sentence errors)."""
+
+import importlib
+import sys
+import traceback
+
+from plum_jax.errors import UserError
+
+COMMANDS = {
+    "quickstart": ("plum_jax.quickstart", "synthetic data, train the tiny model, evaluate, predict, report"),
+    "train": ("plum_jax.train", "train any config; the same command resumes"),
+    "evaluate": ("plum_jax.evaluate", "score a checkpoint on a benchmark"),
+    "predict": ("plum_jax.predict", "images -> text, masks, COCO JSON, overlays"),
+    "data": {
+        "make": ("data_pipelines.make", "render a synthetic PARTONOMY"),
+        "check": ("data_pipelines.check", "read a dataset folder and report every fault"),
+    },
+    "report": ("plum_jax.report", "one HTML file about a run"),
+    "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
+}
+
+
+def main(argv=None):
+    """Entry point of `plum`. Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    table, path = COMMANDS, []
+    while isinstance(table, dict):
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_usage(table, path))
+            return 0 if argv else 2
+        if argv[0] == "--version":
+            from plum_jax.run_record import versions
+
+            print(f"plum_jax {versions().get('plum_jax', 'not installed')}")
+            return 0
+        if argv[0] not in table:
+            print(f"plum: error: {_unknown(argv[0], table, path)}", file=sys.stderr)
+            return 2
+        path.append(argv.pop(0))
+        table = table[path[-1]]
+    return run(importlib.import_module(table[0]).main, argv, name=" ".join(path))
+
+
+def _usage(table, path):
+    lines = [f"usage: {' '.join(['plum', *path])} COMMAND [options]", ""]
+    for name, entry in table.items():
+        text = entry[1] if isinstance(entry, tuple) else ", ".join(f"{sub}: {inner[1]}" for sub, inner in entry.items())
+        lines.append(f"  {name:<12}{text}")
+    lines += [
+        "",
+        f"{' '.join(['plum', *path])} COMMAND --help shows the options of a command; --debug adds the traceback to an error.",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(word, table, path):
+    import difflib
+
+    near = difflib.get_close_matches(word, table, n=1)
+    what = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(table)}"
+    return f"{' '.join([*path, word])!r} is not a command; {what}"
+
+
+def run(main, argv=None, *, name=None):
+    """Runs `main(argv) -> int | None` and turns what it raises into an exit status.
+
+    UserError: one sentence on stderr, 2. Ctrl-C: 130. Anything else: one line, 1. `--debug` anywhere in argv shows the
+    traceback. A module that also runs as `python -m` ends with `raise SystemExit(cli.run(main))`.
+
+    Args:
+      name: what stands after `plum` in messages; default: the last word of the module's name.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [item for item in argv if item != "--debug"]
+    name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
+    try:
+        return int(main(argv) or 0)
+    except KeyboardInterrupt:
+        print(f"\nplum {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `plum ... | head`
+        sys.stderr.close()
+        return 141
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        user = isinstance(error, UserError)
+        sentence = str(error) if user else f"{type(error).__name__}: {_first_line(error)}"
+        hint = "" if user or debug else " (--debug shows the traceback)"
+        print(f"plum {name}: error: {sentence}{hint}", file=sys.stderr)
+        return 2 if user else 1
+
+
+def _first_line(error):
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,131 @@
+"""run.json: what was run, with which configuration, versions and inputs, and how long it took."""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+PACKAGES = (
+    "plum_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "pycocotools", "tokenizers",
+    "transformers",
+)  # fmt: skip
+
+
+def versions():
+    """{'python': '3.11.7', 'jax': '0.10.2', ...} of what is installed, from package metadata: imports nothing."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def sha256_of(path):
+    """Hexadecimal SHA-256 of a file, or of a folder: of its sorted "hash  path" lines, in the form that sha256sum prints."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        lines = "".join(f"{sha256_of(path / name)}  {name}\n" for name in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path, value):
+    """Writes `value` (dictionaries, lists, NumPy scalars, paths) as indented JSON under a temporary name, then renames."""
+    text = json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path, text):
+    """Writes a file under a temporary name in the same folder, then renames: a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value):
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+class RunRecord:
+    """Writes OUT/run.json when a run starts and again when it ends, whatever way it ends.
+
+        with RunRecord(out, "train", config) as record:
+            record.input("data", folder)        # path and SHA-256
+            with record.timing("compile"): ...  # seconds
+            record.note(parameters=1_420_000)   # any other fact
+
+    Attributes: seconds (dict of timings so far), facts (the dictionary that is written).
+    """
+
+    def __init__(self, out, command, config=None, *, write=True):
+        """`config`: ConfigDict, dictionary or None. `write=False` on all hosts but the first: one file, one writer."""
+        self.path, self.write_file, self.began = Path(out) / "run.json", write, time.monotonic()
+        self.seconds = {}
+        self.facts = {
+            "command": command,
+            "argv": sys.argv,
+            "status": "running",
+            "started": _now(),
+            "finished": None,
+            "versions": versions(),
+            "platform": platform.platform(),
+            "config": json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else config,
+            "inputs": {},
+            "seconds": self.seconds,
+        }
+
+    def __enter__(self):
+        self._write()
+        return self
+
+    def __exit__(self, kind, error, _):
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        status = "done" if error is None else "stopped" if stopped else "failed"
+        self.facts.update(status=self.facts["status"] if self.facts["status"] != "running" else status, finished=_now())
+        if error is not None and not stopped:
+            self.facts["error"] = f"{kind.__name__}: {error}"
+        self.seconds["total"] = round(time.monotonic() - self.began, 3)
+        self._write()
+
+    def input(self, name, path):
+        """Records the path and hash of an input; a missing path is recorded with a null hash."""
+        path = Path(path)
+        self.facts["inputs"][name] = {"path": str(path), "sha256": sha256_of(path) if path.exists() else None}
+
+    @contextlib.contextmanager
+    def timing(self, name):
+        """Adds the seconds of the block to `seconds[name]`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 3)
+
+    def note(self, **facts):
+        """Adds facts to the file, such as status="preempted"."""
+        self.facts.update(facts)
+
+    def _write(self):
+        if self.write_file:
+            write_json(self.path, self.facts)
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
