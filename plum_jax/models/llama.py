@@ -1,0 +1,153 @@
+"""Llama-2 decoder: the full forward and the same layers over a key-value cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plum_jax.models.layers import Linear, RMSNorm, attention, make_stack, merge_heads, run_stack, split_heads
+
+NORMAL = jax.nn.initializers.normal(0.02)  # HF's initializer_range for embeddings and head
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of the decoder (M 1.2). LoRA adapters sit on q_proj and v_proj (M 7.2); rank 0 leaves them out."""
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    rope_theta: float
+    epsilon: float
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    vocab_multiple: int = 256  # the table is padded so that any mesh divides it; the extra logits are masked
+
+    @property
+    def padded_vocab(self):
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def lora(self):
+        return (self.lora_rank, self.lora_alpha) if self.lora_rank else None
+
+
+def rotate(x, positions, theta):
+    """Rotary embedding, rotate-half layout: x [B, T, N, H], positions int32[B, T]; angles in float32 (M 1.2)."""
+    half = x.shape[-1] // 2
+    angle = positions[..., None, None] * theta ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class LlamaLayer(nnx.Module):
+    """x + Attention(RMS(x)), then x + down(silu(gate) * up) of RMS(x)."""
+
+    def __init__(self, config, rngs):
+        width, c = config.width, config
+        self.input_norm = RMSNorm(width, epsilon=c.epsilon)
+        self.q_proj = Linear(width, width, lora=c.lora, rngs=rngs)
+        self.k_proj = Linear(width, width, rngs=rngs)
+        self.v_proj = Linear(width, width, lora=c.lora, rngs=rngs)
+        self.o_proj = Linear(width, width, rngs=rngs)
+        self.post_attention_norm = RMSNorm(width, epsilon=c.epsilon)
+        self.gate_proj = Linear(width, c.mlp, rngs=rngs)
+        self.up_proj = Linear(width, c.mlp, rngs=rngs)
+        self.down_proj = Linear(c.mlp, width, rngs=rngs)
+        self.config = config
+
+    def project(self, x, positions, adapter, key):
+        """x [B, T, D] -> queries, keys, values [B, T, N, H], rotated."""
+        c = self.config
+        key_q, key_v = (None, None) if key is None else jax.random.split(key)
+        q = split_heads(self.q_proj(x, adapter=adapter, dropout=c.lora_dropout, key=key_q), c.heads)
+        v = split_heads(self.v_proj(x, adapter=adapter, dropout=c.lora_dropout, key=key_v), c.heads)
+        k = split_heads(self.k_proj(x), c.heads)
+        return rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta), v
+
+    def mlp(self, x):
+        y = self.post_attention_norm(x)
+        return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y))
+
+    def __call__(self, x, lengths, positions, adapter, *, key=None):
+        q, k, v = self.project(self.input_norm(x), positions, adapter, key)
+        return self.mlp(x + self.o_proj(merge_heads(attention(q, k, v, causal=True, lengths=lengths))))
+
+    def extend(self, x, positions, mask, adapter, cache_k, cache_v):
+        """The layer for n new tokens that also see the cache: x [B, n, D] -> (x, cache_k, cache_v) with them written."""
+        q, k, v = self.project(self.input_norm(x), positions, adapter, None)
+        write = jax.vmap(lambda cache, new, start: jax.lax.dynamic_update_slice_in_dim(cache, new, start, 0))
+        cache_k = write(cache_k, k.astype(cache_k.dtype), positions[:, 0])
+        cache_v = write(cache_v, v.astype(cache_v.dtype), positions[:, 0])
+        y = attention(q, cache_k.astype(q.dtype), cache_v.astype(q.dtype), mask=mask)
+        return self.mlp(x + self.o_proj(merge_heads(y))), cache_k, cache_v
+
+
+class Llama(nnx.Module):
+    """Token table, decoder layers, final norm and head. Works on embeddings, so that image features can be spliced in."""
+
+    def __init__(self, config, rngs):
+        self.config = config
+        self.embed = nnx.Param(NORMAL(rngs.params(), (config.padded_vocab, config.width)))
+        self.layers = make_stack(lambda r: LlamaLayer(config, r), config.depth, rngs)
+        self.norm = RMSNorm(config.width, epsilon=config.epsilon)
+        self.lm_head = Linear(config.width, config.padded_vocab, kernel_init=NORMAL, rngs=rngs)
+
+    def __call__(self, embeds, lengths, *, adapter=True, key=None, policy=None, remat=True):
+        """Full causal forward.
+
+        Args:
+          embeds: [B, T, D]. lengths: int32[B] valid leading positions.
+          adapter: False runs the base model without LoRA, which is the reference of the KL term (M 6.1).
+          key: LoRA dropout key, None for none.
+
+        Returns:
+          Hidden states [B, T, D] after the final norm; `logits` of them are the next-token logits.
+        """
+        positions = jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
+        keys = None if key is None else jax.random.split(key, self.config.depth)
+        x = run_stack(self.layers, embeds, lengths, positions, adapter, keys=keys, policy=policy, remat=remat)
+        return self.norm(x)
+
+    def logits(self, hidden):
+        """[..., D] -> float32[..., padded vocabulary], the padding at -1e9."""
+        logits = self.lm_head(hidden).astype(jnp.float32)
+        if self.config.padded_vocab == self.config.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, -1e9)
+
+    def empty_cache(self, batch, size, dtype=jnp.float32):
+        """(keys, values [L, B, size, N, H], length int32[B]) with nothing in it."""
+        c = self.config
+        zeros = jnp.zeros((c.depth, batch, size, c.heads, c.width // c.heads), dtype)
+        return zeros, zeros, jnp.zeros(batch, jnp.int32)
+
+    def extend(self, embeds, cache, lengths, *, adapter=True):
+        """Run n more tokens per row behind a cache: prefill (empty cache), suffixes (n > 1) or one decoding step (n = 1).
+
+        Args:
+          embeds: [B, n, D], right-padded. The cache must have room for n more positions in every row.
+          cache: (keys, values [L, B, size, N, H], length int32[B]).
+          lengths: int32[B], how many of the n are valid; the cache grows by that much, padding is overwritten later.
+
+        Returns:
+          (hidden [B, n, D] after the final norm, cache).
+        """
+        keys, values, start = cache
+        n, size = embeds.shape[1], keys.shape[2]
+        positions = start[:, None] + jnp.arange(n)
+        mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token
+        graphdef, params = nnx.split(self.layers)
+
+        def body(x, layer):
+            layer_params, cache_k, cache_v = layer
+            x, cache_k, cache_v = nnx.merge(graphdef, layer_params).extend(x, positions, mask, adapter, cache_k, cache_v)
+            return x, (cache_k, cache_v)
+
+        x, (keys, values) = jax.lax.scan(body, embeds, (params, keys, values))
+        return self.norm(x), (keys, values, start + lengths)

@@ -1,0 +1,150 @@
+"""PLUM: CLIP -> projector -> Llama -> span tagger and projector -> SAM's mask decoder with feedback. Composes, nothing else."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plum_jax.models import clip, feedback, sam_decoder, sam_encoder
+from plum_jax.models.layers import Linear
+from plum_jax.models.llama import Llama, LlamaConfig
+from plum_jax.models.span_tagger import SpanProjector, SpanTagger, TaggerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlumConfig:
+    """Sizes of every part. `remat`: "none" keeps activations, "full" recomputes each layer, "dots" keeps matrix products."""
+
+    llama: LlamaConfig
+    clip: clip.ClipConfig
+    sam: sam_encoder.SamEncoderConfig
+    decoder: sam_decoder.MaskDecoderConfig
+    tagger: TaggerConfig
+    feedback: bool
+    feedback_heads: int
+    dtype: str
+    remat: str = "full"
+
+    @classmethod
+    def from_dict(cls, config):
+        """The `model` part of a config file -> PlumConfig. The decoder's width and grid follow from SAM's."""
+        config = dict(config)
+        sam = sam_encoder.SamEncoderConfig(**{**config.pop("sam"), "global_blocks": tuple(config["sam"]["global_blocks"])})
+        decoder = sam_decoder.MaskDecoderConfig(
+            width=sam.out_width, grid=sam.image_size // sam.patch, **config.pop("decoder")
+        )  # fmt: skip
+        return cls(
+            llama=LlamaConfig(**config.pop("llama")), clip=clip.ClipConfig(**config.pop("clip")), sam=sam, decoder=decoder,
+            tagger=TaggerConfig(**config.pop("tagger")), **config,
+        )  # fmt: skip
+
+
+class Plum(nnx.Module):
+    """The whole model. Rows R are conversations; images are encoded once each and repeated by the caller."""
+
+    def __init__(self, config, rngs):
+        self.config = config
+        width, grid = config.llama.width, config.decoder.grid
+        self.clip = clip.Clip(config.clip, rngs=rngs)
+        self.projector = Linear(config.clip.width, width, bias=True, rngs=rngs)
+        self.llama = Llama(config.llama, rngs)
+        self.span_tagger = SpanTagger(width, config.tagger, rngs)
+        self.span_projector = SpanProjector(width, config.decoder.width, rngs)
+        self.sam_encoder = sam_encoder.SamEncoder(config.sam, rngs=rngs)
+        self.prompt_encoder = sam_decoder.PromptEncoder(config.decoder, rngs=rngs)
+        self.mask_decoder = sam_decoder.MaskDecoder(config.decoder, rngs=rngs)
+        self.feedback = None
+        if config.feedback:
+            self.feedback = feedback.Feedback(
+                config.decoder.width, grid, config.feedback_heads, mask_channels=config.decoder.mask_channels, rngs=rngs
+            )
+
+    @property
+    def num_image_tokens(self):
+        return (self.config.clip.image_size // self.config.clip.patch) ** 2
+
+    def image_tokens(self, clip_pixels):
+        """uint8[B, I, I, 3] -> [B, P, D], what the language model sees of an image."""
+        return self.projector(self.clip(clip.normalise(clip_pixels, self.config.dtype)))
+
+    def image_embeddings(self, sam_pixels, resized_hw):
+        """uint8[M, S, S, 3], int32[M, 2] -> [M, g, g, W], what the mask decoder sees of an image."""
+        return self.sam_encoder(sam_encoder.normalise(sam_pixels, resized_hw, self.config.dtype))
+
+    def embed(self, tokens, image_position, image_tokens):
+        """Token embeddings with the image features in place of the placeholder.
+
+        Args:
+          tokens: int32[R, T]. image_position: int32[R], index of the placeholder or -1 for a row without image.
+          image_tokens: [R, P, D].
+
+        Returns:
+          (embeds [R, S, D] with S = T - 1 + P, position int32[R, T]): where each token went; the placeholder's position is
+          that of the first image feature. A row without image holds its T tokens first.
+        """
+        length, patches = tokens.shape[1], image_tokens.shape[1]
+        text = self.llama.embed[...].astype(self.config.dtype)[tokens]
+        start = image_position[:, None]
+        s = jnp.arange(length - 1 + patches)
+        has_image = start >= 0
+        token_index = jnp.clip(jnp.where(has_image & (s >= start), s - patches + 1, s), 0, length - 1)
+        image_index = jnp.clip(s - start, 0, patches - 1)
+        from_image = has_image & (s >= start) & (s < start + patches)
+        embeds = jnp.where(
+            from_image[..., None],
+            jnp.take_along_axis(image_tokens.astype(text.dtype), image_index[..., None], 1),
+            jnp.take_along_axis(text, token_index[..., None], 1),
+        )
+        t = jnp.arange(length)
+        return embeds, jnp.where(has_image & (t > start), t - 1 + patches, t)
+
+    def spliced_lengths(self, token_valid, image_position):
+        """bool[R, T], int32[R] -> int32[R]: valid positions after splicing."""
+        return token_valid.sum(-1) + jnp.where(image_position >= 0, self.num_image_tokens - 1, 0)
+
+    def hidden(self, embeds, lengths, *, adapter=True, key=None):
+        """[R, S, D], int32[R] -> decoder states [R, S, D] after the final norm (M 2)."""
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
+        return self.llama(embeds, lengths, adapter=adapter, key=key, policy=policy, remat=self.config.remat != "none")
+
+    def logits(self, hidden):
+        """[..., D] -> float32[..., V] next-token logits."""
+        return self.llama.logits(hidden)
+
+    def tag_logits(self, hidden, valid, *, key=None):
+        """[R, S, D], bool[R, S] -> float32[R, S, 3] logits of O, B, I."""
+        return self.span_tagger(hidden, valid, key=key)
+
+    def project(self, hidden):
+        """[..., D] -> [..., W], to be averaged over the tokens of a span."""
+        return self.span_projector(hidden)
+
+    def decode_masks(self, image_embeddings, span_embeds, span_valid):
+        """[R, g, g, W], [R, N, W], bool[R, N] -> (low-resolution logits float32[R, N, 4g, 4g], predicted IoU [R, N])."""
+        low_res, iou = feedback.decode_spans(
+            self.prompt_encoder, self.mask_decoder, self.feedback, image_embeddings, span_embeds, span_valid,
+            remat=self.config.remat != "none",
+        )  # fmt: skip
+        return low_res.astype(jnp.float32), iou
+
+
+def take_positions(hidden, position):
+    """hidden [R, S, D], position int32[R, T] -> [R, T, D]."""
+    return jnp.take_along_axis(hidden, position[..., None], 1)
+
+
+def build(config):
+    """PlumConfig -> (graph definition, abstract parameters as a nested dictionary). Allocates nothing."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Plum(config, nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def init_params(config, seed):
+    """PlumConfig, seed -> random parameters, a nested dictionary of float32 arrays. Jit it with out_shardings to shard."""
+    return nnx.to_pure_dict(nnx.state(Plum(config, nnx.Rngs(seed)), nnx.Param))
+
+
+def bind(graphdef, params):
+    """Graph definition and nested dictionary of arrays -> Plum."""
+    return nnx.merge(graphdef, params)

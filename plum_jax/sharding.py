@@ -1,0 +1,68 @@
+"""The mesh, one table of rules for parameters, and the split of the batch."""
+
+import re
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from plum_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES = (  # first match wins; specs name the trailing axes, a leading layer axis stays whole
+    (r"llama/embed$", P("tensor", "fsdp")),  # the vocabulary is padded: a sharded axis must divide evenly
+    (r"llama/.*((q|k|v|gate|up)_proj|lm_head)/kernel$", P("fsdp", "tensor")),
+    (r"llama/.*(o|down)_proj/kernel$", P("tensor", "fsdp")),
+    (r"(q_proj|v_proj)/lora_b$", P(None, "tensor")),
+    (r"", P()),
+)
+
+
+def make_mesh(sizes, devices=None):
+    """{"data": -1, "fsdp": 1, "tensor": 1} -> mesh over all devices; one size may be -1, the rest of the devices.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    known = 1
+    for size in shape:
+        known *= size if size != -1 else 1
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    if shape[0] * shape[1] * shape[2] != len(devices):
+        raise UserError(f"config.mesh: {dict(sizes)} does not multiply to {len(devices)} devices; set one of the sizes to -1")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def path_name(path):
+    """A jax key path -> 'llama/layers/q_proj/kernel'."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path)
+
+
+def tree_sharding(tree, mesh, rules=RULES):
+    """A NamedSharding for every leaf. Optimizer state needs no table of its own: its paths end in the parameters' names.
+
+    An axis that its mesh axis does not divide stays whole, which only small models meet.
+    """
+
+    def one(path, x):
+        name = path_name(path)
+        spec = next(spec for pattern, spec in rules if re.search(pattern, name))
+        if x.ndim < len(spec):  # a scalar or a factored statistic of the optimizer
+            return NamedSharding(mesh, P())
+        spec = [None] * (x.ndim - len(spec)) + list(spec)
+        spec = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, x.shape, strict=True)]
+        return NamedSharding(mesh, P(*spec))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(mesh):
+    """Micro-batched arrays [micro, images, ...]: images over data and fsdp."""
+    return NamedSharding(mesh, P(None, ("data", "fsdp")))
+
+
+def replicated(mesh):
+    return NamedSharding(mesh, P())

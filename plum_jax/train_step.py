@@ -1,0 +1,59 @@
+"""One update of the trainable parameters: gradients summed over micro-batches, one optimizer step."""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    step: jax.Array  # int32[]
+    params: dict  # the trainable part only, float32
+    opt_state: optax.OptState
+
+
+def init_state(params, tx):
+    """Trainable parameters -> state at step 0."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def sum_over(fn, items):
+    """Sum of fn(item) over the leading axis of `items`, one item in memory at a time."""
+    if jax.tree.leaves(items)[0].shape[0] == 1:
+        return fn(jax.tree.map(lambda x: x[0], items))
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(fn, jax.tree.map(lambda x: x[0], items)))
+    return jax.lax.scan(lambda total, item: (jax.tree.map(jnp.add, total, fn(item)), None), zero, items)[0]
+
+
+def make_train_step(loss_fn, count, tx, state_sharding=None):
+    """The jitted update.
+
+    Args:
+      loss_fn: (params, frozen, batch, totals, key) -> (loss, metric sums); the loss divides by `totals`, the weights of
+        the whole step, so that micro-batches, hosts and padding cannot change the result.
+      count: batches with a leading micro-batch axis -> totals.
+      tx: optax transformation.
+      state_sharding: pinned so that XLA cannot return the state in a layout that compiles a second time.
+
+    Returns:
+      (state, frozen, batches, key) -> (state, metric sums). The state is donated.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_sharding, None))
+    def train_step(state, frozen, batches, key):
+        totals = count(batches)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), jax.tree.leaves(batches)[0].shape[0])
+
+        def gradient(item):
+            batch, item_key = item
+            return jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch, totals, item_key)
+
+        grads, sums = sum_over(gradient, (batches, keys))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        sums["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), sums
+
+    return train_step
