@@ -10,6 +10,7 @@ def get_config(arg=""):
     """Tiny PLUM on a folder that `plum data make` wrote: `--config.data.folder=DIR`."""
     del arg
     config = ml_collections.ConfigDict()
+    # fmt: off
     config.name = "tiny"
     config.seed = 0
     config.tokenizer = "tiny"  # a folder with tokenizer.json, or the name of one that ships with the package

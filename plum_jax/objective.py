@@ -25,9 +25,13 @@ def make_loss(graphdef, config, part_tokens=None):
       loss_fn(params, frozen, batch, totals, key) -> (loss, {name: (sum, weight)}) and count(batches) -> totals.
     """
     weights = {
-        "language": config.loss.language, "tag": config.loss.tag, "reference": config.loss.reference,
-        "shape": config.loss.shape_weight, "bce": config.loss.bce, "patch": config.loss.patch,
-    }  # fmt: skip
+        "language": config.loss.language,
+        "tag": config.loss.tag,
+        "reference": config.loss.reference,
+        "shape": config.loss.shape_weight,
+        "bce": config.loss.bce,
+        "patch": config.loss.patch,
+    }
     if config.loss.shape not in ("dice", "focal_tversky"):
         raise UserError(f"config.loss.shape: {config.loss.shape!r} is not known; use 'dice' or 'focal_tversky'")
     if config.loss.tag_positions not in ("text", "all"):
@@ -132,9 +136,14 @@ def _mask_terms(model, batch, text_hidden, slots, config):
         shape = losses.dice_loss(logits, target, inside, scale=c.dice_scale)
     else:
         shape = losses.tversky_loss(
-            logits, target, inside, alpha=c.tversky_alpha, beta=c.tversky_beta, gamma=c.tversky_gamma,
+            logits,
+            target,
+            inside,
+            alpha=c.tversky_alpha,
+            beta=c.tversky_beta,
+            gamma=c.tversky_gamma,
             clamp=c.get("tversky_clamp", True),
-        )  # fmt: skip
+        )
     bce, iou = losses.bce_loss(logits, target, inside), losses.mask_iou(logits, target, inside)
 
     def total(x):
@@ -162,9 +171,12 @@ def _counts(batch, config, image_tokens):
         tag = spans + config.loss.tag_class_weights[0] * (rows.sum() * length - (bio > 0).sum())
     spans = grounded_rows(batch.span_valid, config.data.grounded).sum().astype(jnp.float32)
     totals = {
-        "language": batch.loss_weight.sum(), "tag": tag, "shape": spans, "bce": spans,
+        "language": batch.loss_weight.sum(),
+        "tag": tag,
+        "shape": spans,
+        "bce": spans,
         "reference": batch.span_valid.sum().astype(jnp.float32),
-    }  # fmt: skip
+    }
     if batch.patch_part is not None:
         totals["patch"] = losses.patch_weights(batch.patch_part).sum()
     return totals

@@ -27,14 +27,17 @@ def make_optimizer(config, steps):
     """
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
-        tx = optax.adamw(
-            schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=_decayed
-        )  # fmt: skip
+        tx = optax.adamw(schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=_decayed)
     elif config.name == "muon":
         tx = optax.contrib.muon(
-            schedule, weight_decay=config.weight_decay, weight_decay_mask=_decayed, adam_b1=config.beta1,
-            adam_b2=config.beta2, muon_weight_dimension_numbers=_muon_matrices, consistent_rms=config.get("muon_rms", None),
-        )  # fmt: skip
+            schedule,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_decayed,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            muon_weight_dimension_numbers=_muon_matrices,
+            consistent_rms=config.get("muon_rms", None),
+        )
     else:
         raise UserError(f"config.optim.name: {config.name!r} is not known; use 'adamw' or 'muon'")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), tx), schedule

@@ -101,9 +101,16 @@ def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
     """
     fused = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[1] > 1 and q.shape[-1] % 8 == 0
     return jax.nn.dot_product_attention(
-        q, k, v, bias=bias, mask=mask, is_causal=causal, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+        q,
+        k,
+        v,
+        bias=bias,
+        mask=mask,
+        is_causal=causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
         implementation="cudnn" if fused and mask is None else "xla",
-    )  # fmt: skip
+    )
 
 
 def make_stack(make_layer, depth, rngs):

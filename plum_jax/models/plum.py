@@ -31,13 +31,15 @@ class PlumConfig:
         """The `model` part of a config file -> PlumConfig. The decoder's width and grid follow from SAM's."""
         config = dict(config)
         sam = sam_encoder.SamEncoderConfig(**{**config.pop("sam"), "global_blocks": tuple(config["sam"]["global_blocks"])})
-        decoder = sam_decoder.MaskDecoderConfig(
-            width=sam.out_width, grid=sam.image_size // sam.patch, **config.pop("decoder")
-        )  # fmt: skip
+        decoder = sam_decoder.MaskDecoderConfig(width=sam.out_width, grid=sam.image_size // sam.patch, **config.pop("decoder"))
         return cls(
-            llama=LlamaConfig(**config.pop("llama")), clip=clip.ClipConfig(**config.pop("clip")), sam=sam, decoder=decoder,
-            tagger=TaggerConfig(**config.pop("tagger")), **config,
-        )  # fmt: skip
+            llama=LlamaConfig(**config.pop("llama")),
+            clip=clip.ClipConfig(**config.pop("clip")),
+            sam=sam,
+            decoder=decoder,
+            tagger=TaggerConfig(**config.pop("tagger")),
+            **config,
+        )
 
 
 class Plum(nnx.Module):
@@ -123,9 +125,14 @@ class Plum(nnx.Module):
     def decode_masks(self, image_embeddings, span_embeds, span_valid):
         """[R, g, g, W], [R, N, W], bool[R, N] -> (low-resolution logits float32[R, N, 4g, 4g], predicted IoU [R, N])."""
         low_res, iou = feedback.decode_spans(
-            self.prompt_encoder, self.mask_decoder, self.feedback, image_embeddings, span_embeds, span_valid,
+            self.prompt_encoder,
+            self.mask_decoder,
+            self.feedback,
+            image_embeddings,
+            span_embeds,
+            span_valid,
             remat=self.config.remat != "none",
-        )  # fmt: skip
+        )
         return low_res.astype(jnp.float32), iou
 
 
