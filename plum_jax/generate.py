@@ -1,0 +1,240 @@
+"""What the language model is run for after training: scoring answer choices, greedy decoding, reading out spans.
+
+Answer choices share their prefix (design 4): the rows of an image agree up to the image, the choices of a question agree up
+to the answer. Each shared part runs once, its keys and values are kept, and only the rest is run per choice. Everything is
+jitted with the graph definition as a static argument, so two checkpoints of one config share their compiled programs.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plum_jax.models.plum import bind
+
+jit = functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token"))
+
+
+class Prefix(NamedTuple):
+    """What all rows of an image share: the tokens up to and including the image. B images, S0 spliced positions."""
+
+    hidden: jax.Array  # [B, S0, D] after the final norm
+    keys: jax.Array  # [L, B, S0, N, H]
+    values: jax.Array
+    nll: jax.Array  # float32[B] summed over the text tokens but the first
+    count: int  # of those tokens
+
+
+class Questions(NamedTuple):
+    """G questions with C choices each. A row is prefix + question part + choice part; both parts are never empty.
+
+    Which tokens stand in which part is free as long as the rows of a question share the question part.
+    """
+
+    image: jax.Array  # int32[G] index into the prefix
+    tokens: jax.Array  # int32[G, Q] right-padded
+    length: jax.Array  # int32[G]
+    is_answer: jax.Array  # bool[G, Q] tokens of the scored answer (the start that all choices share)
+    choice_tokens: jax.Array  # int32[G, C, A] right-padded
+    choice_length: jax.Array  # int32[G, C]; padding choices have length 1 and are ignored by the caller
+    choice_is_answer: jax.Array  # bool[G, C, A]
+
+
+class Scores(NamedTuple):
+    """Negative log-likelihoods float32[G, C], lower is better, and the states that were computed on the way."""
+
+    answer_mean: jax.Array  # per answer token, </s> included
+    answer_sum: jax.Array  # of the answer: minus its log-probability
+    full_mean: jax.Array  # per text token of the whole row but <s>: the reference's score (M 8.1, D 5.1)
+    hidden: jax.Array  # [G, Q, D]
+    choice_hidden: jax.Array  # [G, C, A, D]
+
+
+class Readout(NamedTuple):
+    """Tags and span features of R rows at T positions."""
+
+    labels: jax.Array  # int8[R, T] argmax over O, B, I; ties go to the lowest (M 3.3)
+    confidence: jax.Array  # float32[R, T] probability of that label
+    features: jax.Array  # float32[R, T, W] a span's prompt is the mean of these over its tokens
+
+
+@jit
+def encode_images(graphdef, params, clip_pixels, sam_pixels, resized_hw):
+    """uint8[B, I, I, 3], uint8[B, S, S, 3], int32[B, 2] -> (image tokens [B, P, D], image embeddings [B, g, g, W])."""
+    model = bind(graphdef, params)
+    return model.image_tokens(clip_pixels), model.image_embeddings(sam_pixels, resized_hw)
+
+
+@jit
+def run_prefix(graphdef, params, image_tokens, tokens):
+    """The shared start of all rows.
+
+    Args:
+      image_tokens: [B, P, D]. tokens: int32[T0], the same for all images; the last one is the image placeholder.
+
+    Returns:
+      Prefix.
+    """
+    model = bind(graphdef, params)
+    batch, text = len(image_tokens), tokens.shape[0] - 1
+    rows = jnp.broadcast_to(tokens, (batch, text + 1))
+    embeds, _ = model.embed(rows, jnp.full(batch, text), image_tokens)
+    lengths = jnp.full(batch, embeds.shape[1])
+    cache = model.llama.empty_cache(batch, embeds.shape[1], embeds.dtype)
+    hidden, (keys, values, _) = model.llama.extend(embeds, cache, lengths)
+    nll = _nll(model, hidden[:, : text - 1], rows[:, 1:text]).sum(-1)
+    return Prefix(hidden, keys, values, nll, jnp.int32(text - 1))
+
+
+@jit
+def score_choices(graphdef, params, prefix, questions):
+    """Scores every choice of every question. Equal to running each row on its own, up to rounding.
+
+    Args:
+      prefix: Prefix of B images. questions: Questions.
+
+    Returns:
+      Scores.
+    """
+    model, q = bind(graphdef, params), questions
+    groups, choices, size = q.choice_tokens.shape
+    start = jnp.full(groups, prefix.hidden.shape[1])
+    grown = q.tokens.shape[1] + size
+    cache = tuple(jnp.pad(x[:, q.image], ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))) for x in (prefix.keys, prefix.values))
+    hidden, (keys, values, length) = model.llama.extend(_text(model, q.tokens), (*cache, start), q.length)
+    nll, answer_nll = _sums(model, prefix.hidden[q.image, -1], hidden, q.tokens, q.length, q.is_answer)
+
+    rows = lambda x, axis=0: jnp.repeat(x, choices, axis)  # noqa: E731  each question's cache, once per choice
+    flat = lambda x: x.reshape(groups * choices, *x.shape[2:])  # noqa: E731
+    cache = rows(keys, 1), rows(values, 1), rows(length)
+    choice_hidden, _ = model.llama.extend(_text(model, flat(q.choice_tokens)), cache, flat(q.choice_length))
+    last = jnp.take_along_axis(hidden, q.length[:, None, None] - 1, 1)[:, 0]
+    choice_nll, choice_answer_nll = _sums(
+        model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer)
+    )
+    by_choice = lambda x: x.reshape(groups, choices, *x.shape[1:])  # noqa: E731
+    answer = answer_nll[:, None] + by_choice(choice_answer_nll)
+    full = (prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll)
+    answer_count = q.is_answer.sum(-1)[:, None] + q.choice_is_answer.sum(-1)
+    full_count = prefix.count + q.length[:, None] + q.choice_length
+    return Scores(answer / jnp.maximum(answer_count, 1), answer, full / full_count, hidden, by_choice(choice_hidden))
+
+
+@jit
+def read_rows(graphdef, params, prefix, questions, scores, group, choice):
+    """Tags and span features of chosen rows, over their whole length: the tagger looks in both directions.
+
+    Args:
+      group, choice: int32[R], which row of `questions`.
+
+    Returns:
+      Readout with T = S0 + Q + A; positions are those of the spliced row.
+    """
+    model, q = bind(graphdef, params), questions
+    shared, question = prefix.hidden[q.image[group]], scores.hidden[group]
+    pieces = jnp.concatenate([shared, question, scores.choice_hidden[group, choice]], 1)
+    skip = questions.tokens.shape[1] - q.length[group, None]  # padding of the question part, in the middle of a row
+    t = jnp.arange(pieces.shape[1])
+    at = t + jnp.where(t >= shared.shape[1] + q.length[group, None], skip, 0)
+    hidden = jnp.take_along_axis(pieces, jnp.minimum(at, pieces.shape[1] - 1)[..., None], 1)
+    length = shared.shape[1] + q.length[group] + q.choice_length[group, choice]
+    return _read(model, hidden, length)
+
+
+@jit
+def generate(graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token):
+    """Greedy decoding of R prompts of different lengths.
+
+    The loop also runs the last token, </s> or the one at the limit, so that every generated token has a state (the
+    reference has none for it, D25 of M 10.3). The tagger then runs once over each full sequence.
+
+    Args:
+      image_tokens: [R, P, D]. tokens: int32[R, T] right-padded prompts. token_count: int32[R].
+      image_position: int32[R], -1 for a prompt without image. end_token: id of </s>.
+
+    Returns:
+      (generated int32[R, max_new_tokens], count int32[R] with </s> included, Readout at the generated positions).
+    """
+    model = bind(graphdef, params)
+    embeds, _ = model.embed(tokens, image_position, image_tokens)
+    rows, size = embeds.shape[:2]
+    length = token_count + jnp.where(image_position >= 0, model.num_image_tokens - 1, 0)
+    cache = model.llama.empty_cache(rows, size + max_new_tokens, embeds.dtype)
+    hidden, cache = model.llama.extend(embeds, cache, length)
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)
+    pick = lambda state: model.logits(state)[:, 0].argmax(-1).astype(jnp.int32)  # noqa: E731
+
+    def more(carry):
+        return (carry["step"] < max_new_tokens) & carry["active"].any()
+
+    def step(c):
+        state, cache = model.llama.extend(_text(model, c["token"][:, None]), c["cache"], c["active"].astype(jnp.int32))
+        at = c["step"]
+        return dict(
+            step=at + 1,
+            token=pick(state),
+            active=c["active"] & (c["token"] != end_token),
+            count=c["count"] + c["active"],
+            generated=c["generated"].at[:, at].set(jnp.where(c["active"], c["token"], end_token)),
+            states=c["states"].at[:, at].set(state[:, 0]),
+            cache=cache,
+        )
+
+    start = dict(
+        step=jnp.int32(0), token=pick(last), active=jnp.ones(rows, bool), count=jnp.zeros(rows, jnp.int32),
+        generated=jnp.full((rows, max_new_tokens), end_token, jnp.int32),
+        states=jnp.zeros((rows, max_new_tokens, hidden.shape[-1]), hidden.dtype), cache=cache,
+    )  # fmt: skip
+    end = jax.lax.while_loop(more, step, start)
+    t = jnp.arange(size + max_new_tokens)
+    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + max_new_tokens - 1))
+    full = jnp.take_along_axis(jnp.concatenate([hidden, end["states"]], 1), at[..., None], 1)
+    readout = _read(model, full, length + end["count"])
+    new = length[:, None] + jnp.arange(max_new_tokens)
+    take = lambda x: jnp.take_along_axis(x, new.reshape(*new.shape, *[1] * (x.ndim - 2)), 1)  # noqa: E731
+    return end["generated"], end["count"], Readout(*map(take, readout))
+
+
+@jit
+def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_valid):
+    """Masks of the spans of R answers, each span seeing the masks of the spans before it (M 5.1).
+
+    Args:
+      image_embeddings: [B, g, g, W]. image: int32[R]. span_embeds: float32[R, N, W]. span_valid: bool[R, N].
+
+    Returns:
+      float32[R, N, 4g, 4g] logits, zeros for invalid slots.
+    """
+    model = bind(graphdef, params)
+    return model.decode_masks(image_embeddings[image], span_embeds.astype(image_embeddings.dtype), span_valid)[0]
+
+
+def _text(model, tokens):
+    """int32[...] -> token embeddings [..., D] in the dtype of activations."""
+    return model.llama.embed[...].astype(model.config.dtype)[tokens]
+
+
+def _nll(model, hidden, targets):
+    """hidden [..., D], targets int32[...] -> float32[...] negative log-likelihood of each target."""
+    logits = model.logits(hidden)
+    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+
+
+def _sums(model, before, hidden, tokens, length, is_answer):
+    """Summed negative log-likelihood of the tokens of one part of R rows: (all of them, those of the answer).
+
+    Args:
+      before: [R, D], the state that predicts the first token. hidden: [R, T, D] of `tokens` int32[R, T].
+    """
+    nll = _nll(model, jnp.concatenate([before[:, None], hidden[:, :-1]], 1), tokens)
+    valid = jnp.arange(tokens.shape[1]) < length[:, None]
+    return jnp.where(valid, nll, 0).sum(-1), jnp.where(valid & is_answer, nll, 0).sum(-1)
+
+
+def _read(model, hidden, length):
+    """hidden [R, T, D], length int32[R] -> Readout of the whole rows."""
+    valid = jnp.arange(hidden.shape[1]) < length[:, None]
+    tags = model.tag_logits(hidden, valid)
+    features = model.project(hidden).astype(jnp.float32)
+    return Readout(tags.argmax(-1).astype(jnp.int8), jax.nn.softmax(tags).max(-1), features)
