@@ -29,6 +29,7 @@ def get_config(arg=""):
         tagger=dict(heads=3, mlp=256, epsilon=1e-5, dropout=0.0),
         feedback=True,
         feedback_heads=4,
+        remat="none",
     )
     config.trainable = r".*"  # a regular expression on parameter paths
     config.loss = dict(

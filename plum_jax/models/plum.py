@@ -1,6 +1,7 @@
 """PLUM: CLIP -> projector -> Llama -> span tagger and projector -> SAM's mask decoder with feedback. Composes, nothing else."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,15 @@ class PlumConfig:
     def from_dict(cls, config):
         """The `model` part of a config file -> PlumConfig. The decoder's width and grid follow from SAM's."""
         config = dict(config)
-        sam = sam_encoder.SamEncoderConfig(**{**config.pop("sam"), "global_blocks": tuple(config["sam"]["global_blocks"])})
-        decoder = sam_decoder.MaskDecoderConfig(width=sam.out_width, grid=sam.image_size // sam.patch, **config.pop("decoder"))
+        sam = dict(config.pop("sam"))
+        sam["global_blocks"] = tuple(sam["global_blocks"])  # a list once it went through JSON
+        sam = sam_encoder.SamEncoderConfig(**sam)
+        grid = sam.image_size // sam.patch
         return cls(
             llama=LlamaConfig(**config.pop("llama")),
             clip=clip.ClipConfig(**config.pop("clip")),
             sam=sam,
-            decoder=decoder,
+            decoder=sam_decoder.MaskDecoderConfig(width=sam.out_width, grid=grid, **config.pop("decoder")),
             tagger=TaggerConfig(**config.pop("tagger")),
             **config,
         )
@@ -47,7 +50,7 @@ class Plum(nnx.Module):
 
     def __init__(self, config, rngs):
         self.config = config
-        width, grid = config.llama.width, config.decoder.grid
+        width = config.llama.width
         self.clip = clip.Clip(config.clip, rngs=rngs)
         self.projector = Linear(config.clip.width, width, bias=True, rngs=rngs)
         self.llama = Llama(config.llama, rngs)
@@ -56,11 +59,8 @@ class Plum(nnx.Module):
         self.sam_encoder = sam_encoder.SamEncoder(config.sam, rngs=rngs)
         self.prompt_encoder = sam_decoder.PromptEncoder(config.decoder, rngs=rngs)
         self.mask_decoder = sam_decoder.MaskDecoder(config.decoder, rngs=rngs)
-        self.feedback = None
-        if config.feedback:
-            self.feedback = feedback.Feedback(
-                config.decoder.width, grid, config.feedback_heads, mask_channels=config.decoder.mask_channels, rngs=rngs
-            )
+        pooler = partial(feedback.Feedback, config.decoder.width, config.decoder.grid, config.feedback_heads)
+        self.feedback = pooler(mask_channels=config.decoder.mask_channels, rngs=rngs) if config.feedback else None
 
     @property
     def num_image_tokens(self):
