@@ -1,0 +1,74 @@
+"""Pictures: loading, and the views that SAM (M 1.4) and CLIP (M 1.3) see, as uint8."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from plum_jax.errors import UserError
+
+CLIP_MEAN_COLOUR = (123, 117, 104)  # 255 x CLIP's mean, rounded: close to 0 after normalisation
+
+
+def load_image(path):
+    """uint8[H, W, 3]: turned upright by its EXIF tag, RGB. UserError when missing, unreadable or absurdly large."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such image; check the path") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {error}; shrink the image") from error
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: what Pillow raises for a broken PNG
+        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+
+def longest_side(hw, size):
+    """Height and width after the longest side became `size` (M 1.4): int(x * scale + 0.5)."""
+    scale = size / max(hw)
+    return int(hw[0] * scale + 0.5), int(hw[1] * scale + 0.5)
+
+
+def _resize(image, hw, resample):
+    if image.shape[:2] == tuple(hw):
+        return image
+    return np.asarray(Image.fromarray(image).resize((hw[1], hw[0]), resample))
+
+
+def _pad(image, size, colour):
+    canvas = np.empty((size, size, 3), np.uint8)
+    canvas[:] = colour
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def sam_view(image, size):
+    """uint8[H, W, 3] -> (uint8[size, size, 3], (h, w)): longest side resized (Pillow's bilinear), top left, rest 0.
+
+    Zero means "outside", not black: the model normalises first and blanks everything outside (h, w) afterwards.
+    """
+    hw = longest_side(image.shape[:2], size)
+    return _pad(_resize(image, hw, Image.Resampling.BILINEAR), size, 0), hw
+
+
+def clip_view(image, size, mode):
+    """uint8[H, W, 3] -> uint8[size, size, 3], bicubic.
+
+    "pad": the whole picture, top left, on CLIP's mean colour. "center_crop": the reference's view, which cuts off what is
+    outside the central square (M 1.3, D44).
+    """
+    (scaled_h, scaled_w), (top, left) = clip_geometry(image.shape[:2], size, mode)
+    resized = _resize(image, (scaled_h, scaled_w), Image.Resampling.BICUBIC)
+    if mode == "pad":
+        return _pad(resized, size, CLIP_MEAN_COLOUR)
+    return resized[top : top + size, left : left + size]
+
+
+def clip_geometry(hw, size, mode):
+    """Size of the picture after resizing, and the (top, left) of the view in it."""
+    if mode == "pad":
+        return longest_side(hw, size), (0, 0)
+    if mode != "center_crop":
+        raise UserError(f"config.data.clip_view {mode!r} is unknown; use pad or center_crop")
+    short, long = min(hw), max(hw)
+    longer = int(size * long / short)
+    scaled = (size, longer) if hw[0] <= hw[1] else (longer, size)
+    return scaled, ((scaled[0] - size) // 2, (scaled[1] - size) // 2)

@@ -1,0 +1,193 @@
+"""PARTONOMY question files (D 1.5): reading, validating, and the conversations each question stands for (D 4.6)."""
+
+import dataclasses
+import json
+from pathlib import Path, PurePosixPath
+
+from data_pipelines.conversation import IMAGE, Span, answer_spans
+from plum_jax.errors import UserError
+
+TWO_TURN = ("part_to_whole", "whole_to_part")
+QUESTION_TYPES = (
+    "difference",
+    "difference_with_label",
+    "identification",
+    "identification_with_label",
+    "negative",
+    "negative_with_label",
+    "part_to_whole",
+    "positive",
+    "positive_with_label",
+    "whole_to_part",
+)
+FIELDS = ("image_path", "image_label", "question", "question_type", "answer_choices", "answer_types", "answer_parts")
+OBJECT_FIELDS = ("object_question", "object_answer_choices", "object_answer_types", "object_answer_classes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One multiple-choice question. Where the correct choice stands is read from the types, never assumed."""
+
+    image_path: str  # relative to the folder of the question file
+    image_label: str
+    question: str
+    question_type: str
+    answer_choices: tuple[str, ...]
+    answer_types: tuple[str, ...]
+    answer_parts: tuple[tuple[str, ...], ...]
+    segmentations: dict  # {part: [entries of D 1.3]}, every visible part of the object
+    object_question: str | None = None
+    object_answer_choices: tuple[str, ...] | None = None
+    object_answer_types: tuple[str, ...] | None = None
+    object_answer_classes: tuple[str, ...] | None = None
+
+    @property
+    def correct(self):
+        return self.answer_types.index("correct")
+
+    @property
+    def object_correct(self):
+        """Index of the correct object answer, None where no object is asked for."""
+        return self.object_answer_types.index("correct") if self.object_answer_types else None
+
+    @property
+    def correct_parts(self):
+        return self.answer_parts[self.correct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One conversation: a choice as the last answer, in two-turn rows after the correct answer to the first question."""
+
+    turns: tuple[tuple[str, str], ...]
+    kind: str  # "part" or "object": what the last question asks for
+    index: int  # into answer_choices or object_answer_choices
+    correct: bool
+    parts: tuple[str, ...]  # names of the spans, as keys of segmentations where they are visible
+    spans: tuple[Span, ...]
+
+
+def question_file(folder, split):
+    return Path(folder) / f"partonomy_qa_pairs_{split}.json"
+
+
+def load_entries(path):
+    """The JSON array of a question file. UserError when missing or not an array."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such question file; make one with plum data make --out DIR") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); write the file again") from error
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: holds a {type(entries).__name__}, expected a JSON array of questions; write the file again")
+    return entries
+
+
+def read_questions(path):
+    """All questions of a file. UserError names the first entry that is wrong, its field and the fix."""
+    return [parse_question(entry, path, index) for index, entry in enumerate(load_entries(path))]
+
+
+def parse_question(entry, path, index):
+    """One JSON object -> Question. UserError names file, entry, field, value and fix."""
+
+    def fail(field, fix):
+        value = json.dumps(entry.get(field), ensure_ascii=False) if isinstance(entry, dict) else type(entry).__name__
+        raise UserError(f"{path}: entry {index}: {field} is {value[:200]}; {fix}")
+
+    if not isinstance(entry, dict):
+        fail("the entry", "make it a JSON object")
+    for field in FIELDS[:4]:
+        if not isinstance(entry.get(field), str) or not entry[field].strip():
+            fail(field, "give a text")
+    location = PurePosixPath(entry["image_path"].replace("\\", "/"))
+    if location.is_absolute() or ".." in location.parts or ":" in location.parts[0]:
+        fail("image_path", "give a path relative to the folder, without ..")
+    if entry["question_type"] not in QUESTION_TYPES:
+        fail("question_type", f"use one of {', '.join(QUESTION_TYPES)}")
+    _check_choices(entry, "answer_choices", "answer_types", "answer_parts", fail)
+    parts = entry["answer_parts"]
+    if not all(isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names) for names in parts):
+        fail("answer_parts", "give one list of part names for each choice")
+    _check_correct_parts(entry, fail)
+    values = {field: entry[field] for field in FIELDS[:4]}
+    values.update(
+        answer_choices=tuple(entry["answer_choices"]),
+        answer_types=tuple(entry["answer_types"]),
+        answer_parts=tuple(tuple(names) for names in parts),
+        segmentations=entry["segmentations"],
+    )
+    if entry["question_type"] in TWO_TURN:
+        _check_object(entry, fail)
+        values["object_question"] = entry["object_question"]
+        values.update({field: tuple(entry[field]) for field in OBJECT_FIELDS[1:]})
+    return Question(**values)
+
+
+def _check_choices(entry, choices, types, third, fail):
+    """Three parallel lists, texts in the first, exactly one "correct" in the second."""
+    for field in (choices, types, third):
+        if not isinstance(entry.get(field), list) or len(entry[field]) < 2:
+            fail(field, "give a list with one value for each of the (five) choices")
+        if len(entry[field]) != len(entry[choices]):
+            fail(field, f"give {len(entry[choices])} values, one for each of {choices}")
+    if not all(isinstance(text, str) and text.strip() for text in entry[choices]):
+        fail(choices, "give a text for each choice")
+    if sorted(map(str, entry[types])) != ["correct"] + ["incorrect"] * (len(entry[types]) - 1):
+        fail(types, "mark exactly one choice correct and the others incorrect")
+
+
+def _check_correct_parts(entry, fail):
+    segmentations = entry.get("segmentations")
+    if not isinstance(segmentations, dict) or not all(isinstance(entries, list) for entries in segmentations.values()):
+        fail("segmentations", "give an object {part name: [masks]}")
+    parts = entry["answer_parts"][entry["answer_types"].index("correct")]
+    if not parts:
+        fail("answer_parts", "name at least one part in the correct choice")
+    for name in parts:
+        if not segmentations.get(name):
+            fail("answer_parts", f"add a mask of the correct part {name!r} to segmentations")
+
+
+def _check_object(entry, fail):
+    if not isinstance(entry.get("object_question"), str) or not entry["object_question"].strip():
+        fail("object_question", f"give a text, as {entry['question_type']} asks for the object too")
+    _check_choices(entry, *OBJECT_FIELDS[1:], fail)
+    classes = entry["object_answer_classes"]
+    if classes[entry["object_answer_types"].index("correct")] != entry["image_label"]:
+        fail("object_answer_classes", f"make the correct class equal to image_label {entry['image_label']!r}")
+
+
+def conversations(question):
+    """Question -> [Choice] in the order of D 4.6: the choices of the first question, then, for the two-turn types, those of
+    the second question after the correct answer to the first. Raises ValueError when an answer does not list its parts."""
+
+    def part(index, turn):
+        spans = answer_spans(question.answer_choices[index], question.answer_parts[index])
+        return question.answer_parts[index], tuple(Span(turn, *span) for span in spans)
+
+    ask_part, ask_object = question.question, question.object_question
+    part_answers, object_answers = question.answer_choices, question.object_answer_choices
+    first = IMAGE + "\n"
+    rows = []
+    if question.question_type == "whole_to_part":
+        right = (first + ask_object, object_answers[question.object_correct])
+        for i, answer in enumerate(object_answers):
+            rows.append(Choice(((first + ask_object, answer),), "object", i, i == question.object_correct, (), ()))
+        for i, answer in enumerate(part_answers):
+            rows.append(Choice((right, (ask_part, answer)), "part", i, i == question.correct, *part(i, 1)))
+        return rows
+    for i, answer in enumerate(part_answers):
+        rows.append(Choice(((first + ask_part, answer),), "part", i, i == question.correct, *part(i, 0)))
+    if question.question_type == "part_to_whole":
+        right = (first + ask_part, part_answers[question.correct])
+        for i, answer in enumerate(object_answers):
+            turns = (right, (ask_object, answer))
+            rows.append(Choice(turns, "object", i, i == question.object_correct, *part(question.correct, 0)))
+    return rows
+
+
+def training_conversation(question):
+    """The row to train on: the correct choice, for the two-turn types after the correct first answer."""
+    return [row for row in conversations(question) if row.correct][-1]
