@@ -92,7 +92,8 @@ def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
     Args:
       q: [B, T, N, H]. k, v: [B, S, K, H] with N a multiple of K.
       causal: query t sees keys 0..t.
-      lengths: int32[B], number of valid (leading) queries and keys; rows of padding queries are unspecified but finite.
+      lengths: int32[B], number of valid leading keys. Padding queries look at them as well, as in the reference, whose tag
+        loss covers padding (M 6); a row of length 0 looks at its first key, so that nothing is ever 0 / 0.
       bias: [B, N, T, S], added to the logits.
       mask: bool[B, 1, T, S], True where a query may look; every query needs at least one key.
 
@@ -107,8 +108,7 @@ def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
         bias=bias,
         mask=mask,
         is_causal=causal,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
+        key_value_seq_lengths=None if lengths is None else jnp.maximum(lengths, 1),
         implementation="cudnn" if fused and mask is None else "xla",
     )
 

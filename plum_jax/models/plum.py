@@ -86,7 +86,7 @@ class Plum(nnx.Module):
           that of the first image feature. A row without image holds its T tokens first.
         """
         length, patches = tokens.shape[1], image_tokens.shape[1]
-        text = self.llama.embed[...].astype(self.config.dtype)[tokens]
+        text = self.llama.embed[...][tokens].astype(self.config.dtype)
         start = image_position[:, None]
         s = jnp.arange(length - 1 + patches)
         has_image = start >= 0
