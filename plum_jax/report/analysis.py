@@ -1,0 +1,131 @@
+"""What the report says about the instances of an evaluation: which to show, what was confused, where masks are poor."""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.masks import decode_segmentation
+
+AREA_EDGES = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 1.0)  # shares of the image
+
+
+def named_parts(choice):
+    """Part names of an answer that ends with the list of the question templates ("...: a, b, and c.", D 3.1)."""
+    names = choice.rsplit(": ", 1)[-1].removesuffix(".").split(", ")
+    return [*names[:-1], re.sub("^and ", "", names[-1])] if len(names) > 1 else names
+
+
+def pick_samples(instances, count):
+    """`count` instances, as many of each question type as there are, evenly spaced in file order: never by score."""
+    by_type = defaultdict(list)
+    for instance in instances:
+        by_type[instance.question_type].append(instance)
+    shares = dict.fromkeys(by_type, 0)
+    for _ in range(min(count, len(instances))):  # one more for the type that has the fewest cards so far
+        shares[min((t for t in by_type if shares[t] < len(by_type[t])), key=lambda t: shares[t])] += 1
+    return [by_type[t][round(i)] for t in by_type for i in np.linspace(0, len(by_type[t]) - 1, shares[t])]
+
+
+def pick_worst(instances, count):
+    """The lowest strict scores, wrong answers first among equals."""
+    scored = [i for i in instances if i.gmiou is not None and i.gt_parts]
+    return sorted(scored, key=lambda i: (i.gmiou, i.right, i.id))[:count]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """cells[row][column]: questions whose answer left out the row's part and named the column's instead."""
+
+    rows: list[str]
+    columns: list[str]
+    cells: list[list[int]]
+    pairs: list[tuple[str, str, int]]  # most frequent first
+    wrong: int  # questions with a wrong part list
+
+
+NOTHING = "(nothing)"
+
+
+def confusion(instances, *, size=14, pairs=12):
+    """Parts that the chosen answer left out against parts that it named wrongly. Without a partner: `(nothing)`."""
+    counts = Counter()
+    wrong = 0
+    for instance in instances:
+        target, named = set(instance.gt_parts), set(named_parts(instance.choices[instance.predicted]))
+        if target == named:
+            continue
+        wrong += 1
+        counts.update((t, n) for t in sorted(target - named) or [NOTHING] for n in sorted(named - target) or [NOTHING])
+    rows, columns = _largest(counts, 0, size), _largest(counts, 1, size)
+    cells = [[counts[r, c] for c in columns] for r in rows]
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return Confusion(rows, columns, cells, [(*pair, n) for pair, n in ordered[:pairs]], wrong)
+
+
+def _largest(counts, axis, size):
+    """The `size` names with the largest totals along an axis, in alphabetical order, `(nothing)` last."""
+    totals = Counter()
+    for pair, n in counts.items():
+        totals[pair[axis]] += n
+    return sorted(
+        (name for name, _ in sorted(totals.items(), key=lambda i: (-i[1], i[0]))[:size]), key=lambda n: (n == NOTHING, n)
+    )
+
+
+@dataclass(frozen=True)
+class AreaBin:
+    label: str
+    count: int
+    iou: float | None  # mean, missing mask = 0
+    found: float | None  # share with an IoU of at least one half
+
+
+def by_area(instances):
+    """Strict IoU of every target part, binned by the share of the image that the part covers."""
+    shares, ious = [], []
+    for instance in instances:
+        for part, mask in zip(instance.gt_parts, instance.gt_masks, strict=False):
+            shares.append(float(decode_segmentation(mask).mean()))
+            ious.append(instance.pair_ious.get(part, 0.0))
+    bins = np.digitize(shares, AREA_EDGES[1:-1])
+    ious = np.asarray(ious)
+    table = []
+    for i, (low, high) in enumerate(zip(AREA_EDGES, AREA_EDGES[1:], strict=False)):
+        label = f"under {high:.1%}" if i == 0 else f"over {low:.0%}" if high == 1 else f"{low:.1%} to {high:.1%}"
+        chosen = ious[bins == i] if len(ious) else ious
+        mean, found = (float(chosen.mean()), float((chosen >= 0.5).mean())) if len(chosen) else (None, None)
+        table.append(AreaBin(label.replace(".0%", "%"), len(chosen), mean, found))
+    return table
+
+
+@dataclass(frozen=True)
+class PartScore:
+    name: str
+    targets: int  # questions whose correct answer names it
+    iou: float | None
+    named: float | None  # share of those whose chosen answer names it
+    masks: int  # masks drawn for it
+    false_masks: int  # of these, where the part is not visible
+
+
+def by_part(instances):
+    """One row per part name that is a target or has a mask; poorest first, names without a target last."""
+    ious, named, drawn, false = defaultdict(list), Counter(), Counter(), Counter()
+    for instance in instances:
+        said = set(named_parts(instance.choices[instance.predicted]))
+        for part in instance.gt_parts:
+            ious[part].append(instance.pair_ious.get(part, 0.0))
+            named[part] += part in said
+        for span in instance.spans:
+            if span.status == "ok" and span.mask is not None:
+                drawn[span.phrase] += 1
+                false[span.phrase] += span.part is None
+    rows = []
+    for name in sorted({*ious, *drawn}):
+        n = len(ious[name])
+        rows.append(
+            PartScore(name, n, sum(ious[name]) / n if n else None, named[name] / n if n else None, drawn[name], false[name])
+        )
+    return sorted(rows, key=lambda r: (r.iou is None, r.iou or 0.0, r.name))

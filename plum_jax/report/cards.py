@@ -1,0 +1,153 @@
+"""One question as a card: two pictures, the answer cut into phrases with their masks, the choices with their scores."""
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+
+from data_pipelines.images import load_image
+from data_pipelines.masks import decode_segmentation
+from plum_jax.errors import UserError
+from plum_jax.report.analysis import named_parts
+from plum_jax.report.pictures import COLOURS, jpeg_uri, mask_uri, pin
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A mask over one of the two pictures. `left`, `top`: percent, where its number stands."""
+
+    uri: str
+    left: float
+    top: float
+
+
+@dataclass(frozen=True)
+class Phrase:
+    text: str
+    number: int  # 0: plain text between phrases
+    colour: str = ""
+    predicted: Overlay | None = None
+    target: Overlay | None = None
+    iou: float | None = None
+    score: float | None = None
+    note: str = ""  # what is wrong with it, in words
+
+
+@dataclass(frozen=True)
+class Choice:
+    text: str
+    score: float | None
+    share: float  # of the bar, 0 to 1, the best choice has 1
+    chosen: bool
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    instance: object
+    picture: str  # data URI, "" when the image cannot be read
+    phrases: list[Phrase]
+    missed: list[Phrase]  # target parts that the answer does not name
+    choices: list[Choice]
+    object_lead: str  # the words that all choices of the object begin with
+    object_choices: list[Choice]
+
+
+def make_card(instance, root, score_key):
+    """Instance -> Card. `root`: the folder of the data; `score_key`: which of the scores chose the answer."""
+    try:
+        picture, size = jpeg_uri(load_image(_inside(root, instance.image_path)))
+    except UserError as error:
+        log.warning("no picture on the card of %s: %s", instance.id, error)
+        picture, size = "", None
+    phrases, missed = _phrases(instance, size)
+    _, choices = _choices(instance.choices, instance.scores.get(score_key), instance.predicted, instance.correct)
+    object_lead, objects = "", []
+    if instance.object_choices:
+        object_lead, objects = _choices(
+            instance.object_choices, instance.object_scores, instance.object_predicted, instance.object_correct
+        )
+    return Card(instance, picture, phrases, missed, choices, object_lead, objects)
+
+
+def _inside(root, image_path):
+    """An image path of a results file is not trusted: it may not leave the folder of the data."""
+    path = os.path.normpath(image_path)
+    if root is None or os.path.isabs(path) or path.startswith(".."):
+        raise UserError(f"{image_path}: the image lies outside the data folder; give the folder that was evaluated")
+    return os.path.join(root, path)
+
+
+def _phrases(instance, size):
+    """The answer in order as plain and tagged pieces, and the target parts that no tagged piece names."""
+    targets = dict(zip(instance.gt_parts, instance.gt_masks, strict=False))
+    pieces, at, number, seen = [], 0, 0, set()
+    for span in sorted(instance.spans, key=lambda s: s.start):
+        if span.start < at or span.end > len(instance.answer):
+            continue
+        number += 1
+        colour = COLOURS[(number - 1) % len(COLOURS)]
+        pieces.append(Phrase(instance.answer[at : span.start], 0))
+        pieces.append(
+            Phrase(
+                instance.answer[span.start : span.end],
+                number,
+                colour,
+                _overlay(span.mask if span.status == "ok" else None, size, colour),
+                _overlay(targets.get(span.part), size, colour),
+                span.iou,
+                span.score,
+                _note(span, targets),
+            )
+        )
+        at = span.end
+        seen.add(span.part or span.phrase)
+    pieces.append(Phrase(instance.answer[at:], 0))
+    said = set(named_parts(instance.answer))
+    missed = []
+    for part in (p for p in instance.gt_parts if p not in seen):
+        number += 1
+        colour = COLOURS[(number - 1) % len(COLOURS)]
+        note = "named, but not tagged" if part in said else ""
+        missed.append(Phrase(part, number, colour, target=_overlay(targets[part], size, colour), iou=0.0, note=note))
+    return [p for p in pieces if p.text], missed
+
+
+def _note(span, targets):
+    if span.status != "ok":
+        return span.status.replace("_", " ")
+    if span.part is None:
+        return "not a visible part"
+    return "" if span.part in targets else "visible, but not asked for"
+
+
+def _overlay(rle, size, colour):
+    """None without a picture, a mask or a foreground pixel."""
+    if rle is None or size is None:
+        return None
+    mask = decode_segmentation(rle).astype(bool)
+    return Overlay(mask_uri(mask, size, colour), *pin(mask)) if mask.any() else None
+
+
+def _choices(texts, scores, chosen, correct):
+    """Choices without the words that they all share, each with its score and a bar from the worst (0) to the best (1)."""
+    lead = common_lead(texts)
+    scores = list(scores) if scores else [None] * len(texts)
+    known = [s for s in scores if s is not None]
+    low, spread = (min(known), (max(known) - min(known)) or 1.0) if known else (0.0, 1.0)
+    bars = [0.0 if s is None else (s - low) / spread for s in scores]
+    if known and chosen is not None and bars[chosen] < 0.5:  # the scores are losses: less is better
+        bars = [1 - b for b in bars]
+    choices = [
+        Choice(t[len(lead) :].removesuffix("."), s, b, i == chosen, i == correct)
+        for i, (t, s, b) in enumerate(zip(texts, scores, bars, strict=True))
+    ]
+    return lead, choices
+
+
+def common_lead(texts):
+    """The longest common beginning of the texts that ends at a word and leaves something of each."""
+    lead = os.path.commonprefix([t[:-1] for t in texts])
+    return lead[: len(re.match(r"(.*\s)?", lead, re.DOTALL).group())]

@@ -1,0 +1,252 @@
+"""A Run -> the text of the report. Autoescape is on; only style.css and the charts are trusted markup."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from plum_jax.report import analysis
+from plum_jax.report.cards import make_card
+from plum_jax.report.charts import line_chart
+
+HERE = Path(__file__).parent
+SAMPLES, WORST = 30, 10
+MAIN_TYPE = "identification_with_label"
+COLUMNS = (  # key of the summary, heading of the column, lower is better
+    ("part_accuracy", "part accuracy", False),
+    ("object_accuracy", "object accuracy", False),
+    ("span_f1", "phrase F1", False),
+    ("gmiou_macro", "IoU, per question", False),
+    ("gmiou_micro", "IoU, per mask", False),
+    ("false_mask_rate", "false masks", True),
+    ("gmiou_macro_published", "IoU, per question", False),
+)
+HEADLINE = (  # key, name, explanation, target of the tiny configuration, lower is better
+    ("span_f1", "Phrases found", "F1 of the phrases that the model marks in its answer, exact boundaries", 0.95, False),
+    ("gmiou_macro", "Masks, end to end", "mean IoU over the parts of a question, a missing mask counts 0", 0.70, False),
+    (
+        "part_accuracy",
+        "Right list of parts",
+        "share of questions with the right choice of five; guessing gives 0.20",
+        0.80,
+        False,
+    ),
+    ("false_mask_rate", "False masks", "share of drawn masks whose phrase names no visible part", 0.10, True),
+)
+CURVES = {  # column of metrics.csv -> title, explanation
+    "loss": ("loss", "weighted sum of the terms"),
+    "language": ("language", "cross-entropy of the answer tokens"),
+    "tag": ("tags", "cross-entropy of the phrase tags"),
+    "shape": ("shape", "Dice or focal Tversky loss of the masks"),
+    "bce": ("pixels", "binary cross-entropy of the masks"),
+    "patch": ("patches", "auxiliary: which part a patch shows"),
+    "reference": ("reference", "divergence from the base model"),
+    "lr": ("learning rate", ""),
+    "images_per_second": ("images per second", ""),
+}
+NOT_CURVES = {"step", "time", "seconds", "elapsed", "epoch"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    name: str
+    explain: str
+    value: float | None
+    before: float | None
+    target: float | None
+    lower: bool
+
+    @property
+    def met(self):
+        if self.target is None:
+            return None
+        return self.value is not None and (self.value <= self.target if self.lower else self.value >= self.target)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of question types; `before` and `after` map the keys of COLUMNS to a number or None."""
+
+    name: str
+    n: int
+    after: dict
+    before: dict
+    main: bool = False
+
+
+def render(run):
+    """Run -> (HTML text, facts about it: numbers of cards, questions and skipped things)."""
+    cards, worst = _cards(run)
+    context = {
+        **_heading(run),
+        **_scores(run),
+        **_parts(run),
+        "samples": cards,
+        "worst": worst,
+        "charts": _charts(run.metrics),
+        "skipped": _skipped(run, cards + worst),
+        "config": list(_flatten(run.config)),
+        "versions": _versions(run.record),
+        "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),
+    }
+    shown = (("headline", "numbers", "tiles"), ("types", "question types", "rows"), ("training", "training", "charts"),
+             ("samples", "samples", "samples"), ("worst", "worst", "worst"), ("confusion", "confusion", "confusion"),
+             ("parts", "parts", "areas"))  # fmt: skip
+    context["sections"] = [(id, name) for id, name, key in shown if context[key]] + [("run", "the run")]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    text = environment.get_template("template.html").render(context)
+    return text, {
+        "cards": len(cards),
+        "worst": len(worst),
+        "questions": context["n_questions"],
+        "skipped": dict(context["skipped"]),
+    }
+
+
+def _heading(run):
+    after, before = run.after, run.before
+    steps = int(run.metrics["step"][-1]) if run.metrics.get("step") else None
+    seconds = (run.summary.get("train") or {}).get("seconds")
+    facts = []
+    if after is not None:
+        images = len({i.image_path for i in after.instances})
+        facts.append(f"{len(after.instances):,} questions about {images:,} images")
+    seed = run.summary.get("seed", run.config.get("seed"))
+    facts += [f"{steps:,} training steps"] * (steps is not None) + [f"{seconds / 60:.1f} minutes of training"] * bool(seconds)
+    facts += [f"seed {seed}"] * (seed is not None)
+    return {
+        "title": f"PLUM report: {run.name}",
+        "heading": f"PLUM “{run.name}”" + (f" on the {after.split} split" if after is not None and after.split else ""),
+        "facts": facts,
+        "compare": before is not None,
+        "untrained": before is not None and before.step == 0,
+        "before_step": "untrained" if before is not None and before.step == 0 else f"step {before.step}" if before else "",
+        "after_step": f"step {after.step}" if after is not None and after.step is not None else "training",
+        "columns": [(key, name, lower) for key, name, lower in COLUMNS],
+        "n_questions": len(after.instances) if after else 0,
+        "n_choices": len(after.instances[0].choices) if after and after.instances else 0,
+        "chance": _mean([1 / len(i.choices) for i in after.instances]) if after else None,
+        "object_chance": _mean([1 / len(i.object_choices) for i in after.instances if i.object_choices]) if after else None,
+    }
+
+
+def _scores(run):
+    """Tiles and table. The scores are those of the evaluation; nothing is computed twice."""
+    from plum_jax.evaluation.partonomy import summary
+
+    empty = {"tiles": [], "rows": [], "headline_type": ""}
+    if run.after is None or not run.after.instances:
+        return empty
+    after = summary(run.after.raw, run.after.skipped)
+    before = summary(run.before.raw, run.before.skipped) if run.before is not None and run.before.raw else {}
+    types = after["by_question_type"]
+    main = MAIN_TYPE if MAIN_TYPE in types else next(iter(types))
+    aims = run.name == "tiny"
+    earlier = before.get("by_question_type", {})
+    keys = [key for key, _, _ in COLUMNS]
+
+    def row(name):
+        scores, old = types[name], earlier.get(name, {})
+        return Row(name, scores["n_instances"], {k: scores.get(k) for k in keys}, {k: old.get(k) for k in keys}, name == main)
+
+    tiles = [
+        Tile(
+            name,
+            explain,
+            types[main].get(key),
+            earlier.get(main, {}).get(key),
+            target if aims and main == MAIN_TYPE else None,
+            lower,
+        )
+        for key, name, explain, target, lower in HEADLINE
+    ]
+    return {"tiles": tiles, "rows": [row(name) for name in types], "headline_type": main.replace("_", " ").capitalize()}
+
+
+def _parts(run):
+    if run.after is None or not run.after.instances:
+        return {"confusion": None, "areas": [], "parts": [], "false_parts": [], "n_masks": 0, "n_false": 0, "heat_max": 1}
+    instances = run.after.instances
+    table, parts = analysis.confusion(instances), analysis.by_part(instances)
+    false = sorted((p for p in parts if p.false_masks), key=lambda p: (-p.false_masks, p.name))
+    return {
+        "confusion": table,
+        "heat_max": max((n for row in table.cells for n in row), default=1) or 1,
+        "areas": analysis.by_area(instances),
+        "parts": parts,
+        "false_parts": false[:8],
+        "n_masks": sum(p.masks for p in parts),
+        "n_false": sum(p.false_masks for p in parts),
+    }
+
+
+def _cards(run):
+    if run.after is None:
+        return [], []
+    build = partial(make_card, root=_image_root(run), score_key=(run.config.get("eval") or {}).get("mc_score", "answer_mean"))
+    instances = run.after.instances
+    return [build(i) for i in analysis.pick_samples(instances, SAMPLES)], [
+        build(i) for i in analysis.pick_worst(instances, WORST)
+    ]
+
+
+def _image_root(run):
+    """The folder that was evaluated: as written in results.json, else next to the run (it may have been moved), else None."""
+    path = (run.after.results.get("data") or {}).get("path")
+    places = [Path(path)] if path else []
+    places += [p.parent for p in places if p.suffix] + [run.folder / "data", run.folder.parent / "data"]
+    return next((p for p in places if p.is_dir()), None)
+
+
+def _charts(metrics):
+    """One chart per column: known ones first in the order of CURVES, then the others by name."""
+    names = [n for n in CURVES if n in metrics] + sorted(n for n in metrics if n not in CURVES and n not in NOT_CURVES)
+    steps = metrics.get("step") or list(range(1, len(next(iter(metrics.values()), [])) + 1))
+    charts = []
+    for name in names:
+        title, explain = CURVES.get(name, (name.replace("_", " ").replace("/", ": "), ""))
+        svg = line_chart(title, steps, metrics[name], log=name not in ("lr", "images_per_second"))
+        if svg:
+            charts.append({"title": title, "explain": explain, "svg": svg})
+    return charts
+
+
+def _skipped(run, cards):
+    rows = []
+    for name, evaluation in (("before: ", run.before), ("", run.after)):
+        if evaluation is not None:
+            rows += [(f"{name}questions, {reason}", n) for reason, n in sorted(evaluation.skipped.items())]
+            rows.append((f"{name}lines of instances.jsonl that are not readable", evaluation.unreadable_lines))
+    if run.after is not None:
+        unscored = sum(i.gmiou is None for i in run.after.instances)
+        rows += [("questions without a mask score", unscored), ("cards without a picture", sum(not c.picture for c in cards))]
+    return rows
+
+
+def _versions(record):
+    timings = [(f"seconds: {k}", f"{v:,.1f}") for k, v in (record.get("seconds") or {}).items() if isinstance(v, int | float)]
+    inputs = [(f"input: {k}", f"{v.get('path')} {v.get('sha256') or ''}") for k, v in (record.get("inputs") or {}).items()]
+    whole = [(k, record[k]) for k in ("command", "started", "finished", "device", "platform") if record.get(k)]
+    return whole + sorted((record.get("versions") or {}).items()) + timings + inputs
+
+
+def _flatten(config, prefix=""):
+    for key, value in sorted(config.items()):
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _mean(values):
+    return math.fsum(values) / len(values) if values else None
