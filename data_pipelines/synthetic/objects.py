@@ -1,0 +1,62 @@
+"""The catalogue: objects, their parts, and one canonical colour per part name, shared by all objects that have the part."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data_pipelines.synthetic import animals, household, vehicles
+
+
+class ObjectKind(NamedTuple):
+    """An object class. `core` parts are nearly always there, `optional` ones half of the time, the first core part always."""
+
+    name: str
+    category: str
+    draw: Callable  # draw(u) -> list of Piece
+    core: tuple[str, ...]
+    optional: tuple[str, ...]
+    held_out: tuple[str, str] | None = None  # optional parts that appear together in the heldout split only
+    needs: tuple[tuple[str, str], ...] = ()  # (part, part that carries it)
+
+    @property
+    def parts(self):
+        return tuple(sorted(self.core + self.optional))
+
+
+OBJECTS = (
+    ObjectKind("car", "vehicles", vehicles.car, ("body", "wheel", "window"), ("door", "headlight", "roof rack", "spoiler"), ("roof rack", "spoiler")),
+    ObjectKind("truck", "vehicles", vehicles.truck, ("cab", "wheel", "cargo box"), ("window", "headlight", "exhaust pipe"), None, (("window", "cab"),)),
+    ObjectKind("train", "vehicles", vehicles.train, ("boiler", "cab", "wheel"), ("window", "headlight", "chimney", "bumper"), ("chimney", "bumper"), (("window", "cab"),)),
+    ObjectKind("airplane", "vehicles", vehicles.airplane, ("fuselage", "wing", "tail"), ("engine", "window", "propeller", "wheel"), None, (("engine", "wing"),)),
+    ObjectKind("sailboat", "vehicles", vehicles.sailboat, ("hull", "sail", "mast"), ("flag", "cabin", "window", "rudder"), ("flag", "rudder"), (("flag", "mast"),)),
+    ObjectKind("desk lamp", "lamps", household.desk_lamp, ("shade", "base", "arm"), ("bulb", "switch", "cord"), ("bulb", "cord")),
+    ObjectKind("floor lamp", "lamps", household.floor_lamp, ("shade", "base", "pole"), ("bulb", "switch", "cord", "tray")),
+    ObjectKind("lantern", "lamps", household.lantern, ("globe", "base", "cap"), ("handle", "flame", "knob")),
+    ObjectKind("bird", "animals", animals.bird, ("body", "head", "wing"), ("tail", "leg", "beak", "crest"), ("tail", "crest"), (("beak", "head"), ("crest", "head"))),
+    ObjectKind("cat", "animals", animals.cat, ("body", "head", "leg"), ("tail", "ear", "collar"), None, (("ear", "head"),)),
+    ObjectKind("fish", "animals", animals.fish, ("body", "tail", "head"), ("fin", "eye", "gill")),
+    ObjectKind("hammer", "tools", household.hammer, ("head", "handle", "claw"), ("grip", "cap", "strap")),
+    ObjectKind("wheelbarrow", "tools", household.wheelbarrow, ("tray", "wheel", "handle"), ("leg", "grip", "bumper")),
+    ObjectKind("chair", "furniture", household.chair, ("seat", "back", "leg"), ("armrest", "cushion", "headrest"), ("armrest", "headrest"), (("headrest", "back"),)),
+    ObjectKind("cabinet", "furniture", household.cabinet, ("body", "door", "drawer"), ("leg", "handle", "mirror"), None, (("handle", "drawer"),)),
+)  # fmt: skip
+
+PART_COLOURS = {  # hue in degrees, saturation, value
+    "arm": (20, 0.60, 0.80), "armrest": (285, 0.40, 0.62), "back": (150, 0.40, 0.62), "base": (228, 0.45, 0.52),
+    "beak": (50, 0.85, 0.95), "body": (28, 0.72, 0.95), "boiler": (145, 0.50, 0.52), "bulb": (54, 0.60, 1.00),
+    "bumper": (330, 0.55, 0.80), "cab": (3, 0.70, 0.82), "cabin": (265, 0.40, 0.75), "cap": (46, 0.75, 0.88),
+    "cargo box": (208, 0.50, 0.82), "chimney": (280, 0.45, 0.45), "claw": (165, 0.50, 0.60), "collar": (130, 0.60, 0.55),
+    "cord": (300, 0.40, 0.48), "crest": (318, 0.62, 0.80), "cushion": (50, 0.65, 0.95), "door": (176, 0.60, 0.66),
+    "drawer": (208, 0.48, 0.80), "ear": (340, 0.45, 0.92), "engine": (46, 0.72, 0.90), "exhaust pipe": (285, 0.35, 0.58),
+    "eye": (55, 0.60, 1.00), "fin": (170, 0.60, 0.65), "flag": (350, 0.75, 0.90), "flame": (22, 0.88, 1.00),
+    "fuselage": (216, 0.55, 0.86), "gill": (345, 0.60, 0.82), "globe": (195, 0.38, 0.90), "grip": (352, 0.68, 0.76),
+    "handle": (30, 0.62, 0.58), "head": (212, 0.48, 0.76), "headlight": (54, 0.75, 1.00), "headrest": (350, 0.55, 0.82),
+    "hull": (14, 0.64, 0.64), "knob": (135, 0.50, 0.62), "leg": (18, 0.58, 0.42), "mast": (42, 0.55, 0.62),
+    "mirror": (185, 0.22, 0.96), "pole": (30, 0.45, 0.62), "propeller": (28, 0.55, 0.38), "roof rack": (272, 0.45, 0.62),
+    "rudder": (100, 0.60, 0.52), "sail": (186, 0.50, 0.86), "seat": (214, 0.55, 0.68), "shade": (96, 0.50, 0.72),
+    "spoiler": (115, 0.55, 0.60), "strap": (300, 0.50, 0.62), "switch": (0, 0.80, 0.90), "tail": (284, 0.42, 0.72),
+    "tray": (180, 0.52, 0.62), "wheel": (220, 0.18, 0.28), "window": (198, 0.32, 0.98), "wing": (158, 0.52, 0.70),
+}  # fmt: skip
+
+PARTS = tuple(sorted(PART_COLOURS))
+PART_GRAPH = {kind.name: list(kind.parts) for kind in sorted(OBJECTS)}
+INSTANCE_GRAPH = {c: sorted(k.name for k in OBJECTS if k.category == c) for c in sorted({k.category for k in OBJECTS})}
