@@ -1,6 +1,5 @@
 """One question as a card: two pictures, the answer cut into phrases with their masks, the choices with their scores."""
 
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from data_pipelines.masks import decode_segmentation
 from plum_jax.errors import UserError
 from plum_jax.report.analysis import named_parts
 from plum_jax.report.pictures import COLOURS, jpeg_uri, mask_uri, pin
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ class Choice:
 class Card:
     instance: object
     picture: str  # data URI, "" when the image cannot be read
+    problem: str  # why it cannot be read
     phrases: list[Phrase]
     missed: list[Phrase]  # target parts that the answer does not name
     choices: list[Choice]
@@ -57,11 +55,11 @@ class Card:
 
 def make_card(instance, root, score_key):
     """Instance -> Card. `root`: the folder of the data; `score_key`: which of the scores chose the answer."""
+    picture, size, problem = "", None, ""
     try:
         picture, size = jpeg_uri(load_image(_inside(root, instance.image_path)))
     except UserError as error:
-        log.warning("no picture on the card of %s: %s", instance.id, error)
-        picture, size = "", None
+        problem = str(error)
     phrases, missed = _phrases(instance, size)
     _, choices = _choices(instance.choices, instance.scores.get(score_key), instance.predicted, instance.correct)
     object_lead, objects = "", []
@@ -69,7 +67,7 @@ def make_card(instance, root, score_key):
         object_lead, objects = _choices(
             instance.object_choices, instance.object_scores, instance.object_predicted, instance.object_correct
         )
-    return Card(instance, picture, phrases, missed, choices, object_lead, objects)
+    return Card(instance, picture, problem, phrases, missed, choices, object_lead, objects)
 
 
 def _inside(root, image_path):

@@ -36,20 +36,16 @@ def line_chart(title, steps, values, *, log=False):
         f'<text x="{place_x(t):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{_short(t)}</text>'
         for t, anchor in ((xs[0], "start"), ((xs[0] + xs[-1]) / 2, "middle"), (xs[-1], "end"))
     )
-    smooth = _smooth(ys)
     noisy = len(ys) >= 20
-    lines = (
-        f'<path class="raw" d="{path(ys)}"/>' if noisy else ""
-    ) + f'<path class="line" d="{path(smooth if noisy else ys)}"/>'
+    line = _smooth(ys) if noisy else ys
+    lines = (f'<path class="raw" d="{path(ys)}"/>' if noisy else "") + f'<path class="line" d="{path(line)}"/>'
+    end = f'<circle class="end" cx="{place_x(xs[-1]):.1f}" cy="{place_y(scale(line[-1])):.1f}" r="3"/>'
     words = (
         f"{title}: {_short(ys[0])} at step {_short(xs[0])}, {_short(ys[-1])} at step {_short(xs[-1])}, lowest {_short(min(ys))}"
     )
     words += f", highest {_short(max(ys))}" + (", logarithmic axis" if log else "")
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">'
-        f'{grid}{labels}{lines}<circle class="end" cx="{place_x(xs[-1]):.1f}" cy="{place_y(scale((smooth if noisy else ys)[-1])):.1f}" r="3"/>'
-        "</svg>"
-    )
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">'
+    return Markup(f"{head}{grid}{labels}{lines}{end}</svg>")
 
 
 def _mapping(low, high, start, end):

@@ -27,7 +27,10 @@ def main(argv=None):
 
 
 def write_report(folder, out):
-    """Writes the report of a folder to the file `out` and returns {"report", "bytes", "cards", "worst", "questions", "skipped"}.
+    """Writes the report of a folder to the file `out`.
+
+    Returns:
+      {"report": path, "bytes", "cards", "worst", "questions", "skipped": {what: how many}}.
 
     Raises:
       UserError: the folder holds nothing to report.

@@ -122,8 +122,12 @@ def _heading(run):
         images = len({i.image_path for i in after.instances})
         facts.append(f"{len(after.instances):,} questions about {images:,} images")
     seed = run.summary.get("seed", run.config.get("seed"))
-    facts += [f"{steps:,} training steps"] * (steps is not None) + [f"{seconds / 60:.1f} minutes of training"] * bool(seconds)
-    facts += [f"seed {seed}"] * (seed is not None)
+    if steps is not None:
+        facts.append(f"{steps:,} training steps")
+    if seconds:
+        facts.append(f"{seconds / 60:.1f} minutes of training")
+    if seed is not None:
+        facts.append(f"seed {seed}")
     return {
         "title": f"PLUM report: {run.name}",
         "heading": f"PLUM “{run.name}”" + (f" on the {after.split} split" if after is not None and after.split else ""),
