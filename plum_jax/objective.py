@@ -47,7 +47,7 @@ def make_loss(graphdef, config, part_tokens=None):
         loss = jnp.zeros((), jnp.float32)
         for name, (total, _) in terms.items():
             loss += weights[name] * total / jnp.where(totals[name] > 0, totals[name], 1)
-        return loss, {**terms, **metrics}
+        return loss, {**terms, **metrics, "loss": (loss, jnp.float32(1 / config.data.micro_batches))}
 
     def count(batches):
         image_tokens = (config.model.clip.image_size // config.model.clip.patch) ** 2

@@ -1,0 +1,243 @@
+"""Save and restore a run (Orbax v1), and load a trained model from a run folder.
+
+Run folder: config.json and checkpoints/<step>/ with the trainable parameters, the optimizer state, the step and the config.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+from orbax.checkpoint import v1 as ocp
+
+from plum_jax.cache import cache_dir
+from plum_jax.config_io import config_from_json, config_json, differences
+from plum_jax.errors import UserError
+from plum_jax.params import merge, partition
+from plum_jax.run_record import sha256_of, write_text
+
+
+class LoadedModel(NamedTuple):
+    """A trained (or, at step 0, untrained) model."""
+
+    config: Any  # ml_collections.ConfigDict
+    params: dict  # float32, all parameters, trainable and frozen
+    tokenizer: Any  # of transformers
+    path: str  # the checkpoint folder, '' for an untrained model
+    sha256: str  # of the checkpoint folder, '' for an untrained model
+    step: int
+
+
+def open_checkpoints(workdir, config):
+    """Checkpointer of a run folder: keeps the last `config.train.keep`, saves every `config.train.save_every` steps."""
+    policy, keep = ocp.training.save_decision_policies, ocp.training.preservation_policies
+    return ocp.training.Checkpointer(
+        Path(workdir).absolute() / "checkpoints",
+        save_decision_policy=policy.FixedIntervalPolicy(config.train.save_every),
+        preservation_policy=keep.LatestN(config.train.keep),
+        cleanup_tmp_directories=True,  # what a kill in the middle of a save left behind
+    )
+
+
+def save(checkpointer, step, state, config, *, force=False):
+    """Asynchronous; skips the steps that the save policy does not want, and a step that is already there.
+
+    Args:
+      step: Python int, number of updates made: no wait for the device.
+      state: TrainState.
+
+    Returns:
+      True when a save was started.
+    """
+    if any(found.step == step for found in checkpointer.checkpoints):
+        return False
+    items = dict(state=_as_dict(state), config=json.loads(config_json(config)))
+    return checkpointer.save_checkpointables_async(step, items, force=force) is not None
+
+
+def restore(checkpointer, state, shardings, config):
+    """The newest readable state, laid out for this mesh whatever mesh wrote it.
+
+    A checkpoint that cannot be read is set aside in `corrupt/` with a warning, and the one before it is taken.
+
+    Args:
+      state: TrainState of shapes. shardings: the same tree of shardings.
+      config: of this run; the checkpoint must have been made with the same one (`config_io.RESUMABLE` keys may differ).
+
+    Returns:
+      (dictionary with step, params and opt_state; step as a Python int), or (None, 0) when there is no checkpoint.
+
+    Raises:
+      UserError: the checkpoint is of another config; no checkpoint could be read.
+    """
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), _as_dict(state), _as_dict(shardings))
+    found = list(reversed(checkpointer.checkpoints))
+    for checkpoint in found:
+        try:
+            written = checkpointer.load_checkpointables(checkpoint, dict(config=None))["config"]
+            _check_config(checkpoint.path, config_from_json(written), config)
+            return checkpointer.load_checkpointables(checkpoint, dict(state=target))["state"], checkpoint.step
+        except UserError:
+            raise
+        except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files
+            aside = _set_aside(Path(checkpoint.path))
+            print(f"warning: checkpoint {checkpoint.step} cannot be read ({_short(error)}); moved to {aside}", file=sys.stderr)
+    checkpointer.reload()
+    if found:
+        raise UserError(f"{checkpointer.directory}: none of {len(found)} checkpoints can be read; choose a new --workdir")
+    return None, 0
+
+
+def _check_config(path, written, config):
+    keys = differences(written, config)
+    if keys:
+        raise UserError(f"{path}: was written with another config ({', '.join(keys[:8])} differ); use a new --workdir")
+
+
+def _set_aside(path):
+    """checkpoints/<step> -> corrupt/<step>: nothing is deleted, and the step can be saved again."""
+    aside = path.parent.parent / "corrupt" / path.name
+    if jax.process_index() == 0:
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("set_aside")
+    return aside
+
+
+def _as_dict(state):
+    return dict(step=state.step, params=state.params, opt_state=state.opt_state)
+
+
+def _short(error):
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+
+
+def init_params(config, shardings=None):
+    """All parameters at step 0, float32, from `config.seed`; initialised sharded when `shardings` (a tree) is given."""
+    from plum_jax.models import plum
+
+    model = plum.PlumConfig.from_dict(config.model)
+    options = {} if shardings is None else {"out_shardings": shardings}
+    return jax.jit(lambda: plum.init_params(model, config.seed), **options)()
+
+
+def initial_model(config):
+    """LoadedModel of untrained parameters: what training starts from."""
+    from data_pipelines.tokenizer import load_tokenizer
+
+    return LoadedModel(config, init_params(config), load_tokenizer(config.tokenizer), "", "", 0)
+
+
+def load_model(path):
+    """Loads the latest checkpoint of a run folder, one checkpoint folder of it, or the cached model named `tiny`.
+
+    Returns:
+      LoadedModel; its parameters lie on the default device, whatever mesh wrote them.
+
+    Raises:
+      UserError: no such folder, no finished checkpoint in it, damaged files, parameters that do not fit the config.
+    """
+    from data_pipelines.tokenizer import load_tokenizer
+
+    folder = checkpoint_folder(path)
+    try:
+        config = config_from_json(ocp.load_checkpointables(folder, dict(config=None))["config"])
+        written = flatten_dict(ocp.checkpointables_metadata(folder).metadata["state"]["params"], sep="/")
+    except Exception as error:
+        raise UserError(f"{folder}: the checkpoint cannot be read ({_short(error)}); {_other_steps(folder)}") from error
+    params = _load_params(folder, config, {name: tuple(x.shape) for name, x in written.items()})
+    return LoadedModel(config, params, load_tokenizer(config.tokenizer), str(folder), sha256_of(folder), int(folder.name))
+
+
+def _load_params(folder, config, written):
+    """Trainable parameters from disk, frozen ones from the seed; `written` is {path: shape} of what the disk holds."""
+    from plum_jax.models import plum
+
+    _, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
+    trainable, frozen = partition(abstract, config.trainable)
+    wanted = {name: tuple(x.shape) for name, x in flatten_dict(trainable, sep="/").items()}
+    wrong = sorted(name for name in wanted.keys() | written.keys() if wanted.get(name) != written.get(name))
+    if wrong:
+        detail = f"{wrong[0]} is {written.get(wrong[0], 'missing')}, the model wants {wanted.get(wrong[0], 'none')}"
+        raise UserError(
+            f"{folder}: {len(wrong)} parameters do not fit the config ({detail}); it is of another version or config"
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), trainable)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # without the optimizer state
+    try:
+        with context:
+            params = ocp.load_checkpointables(folder, dict(state=dict(params=target)))["state"]["params"]
+    except Exception as error:
+        raise UserError(f"{folder}: the checkpoint cannot be read ({_short(error)}); {_other_steps(folder)}") from error
+    return merge(params, partition(init_params(config), config.trainable)[1]) if frozen else params
+
+
+def checkpoint_folder(path):
+    """Run folder, its checkpoints/<step>, or the word `tiny` -> absolute path of checkpoints/<step> of the newest step.
+
+    Raises:
+      UserError: there is no finished checkpoint.
+    """
+    folder = Path(path)
+    if str(path) == "tiny" and not folder.exists():
+        folder = tiny_folder()
+        if not folder.exists():
+            raise UserError(f"tiny: no trained tiny model in {folder}; run `plum quickstart` once, or give a run folder")
+    if not folder.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder; give the --workdir of a training run, or `tiny`")
+    folder = folder.absolute()
+    if folder.name.isdigit() and ocp.is_orbax_checkpoint(folder):
+        return folder
+    steps = _steps(folder / "checkpoints")
+    if not steps:
+        raise UserError(f"{path}: holds no finished checkpoint; train with `plum train --workdir={path}` first")
+    return folder / "checkpoints" / str(steps[-1])
+
+
+def _steps(folder):
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit() and ocp.is_orbax_checkpoint(folder / name))
+
+
+def _other_steps(folder):
+    others = [step for step in _steps(folder.parent) if step != int(folder.name)]
+    return f"try {folder.parent / str(others[-1])}" if others else "train again"
+
+
+def tiny_folder():
+    """Where the checkpoint word `tiny` lives."""
+    return cache_dir() / "tiny"
+
+
+def install_tiny(workdir):
+    """Copies the newest checkpoint of a run into the user's cache as the checkpoint word `tiny`, and returns that folder.
+
+    What evaluation left beside it for prediction (calibration.json) goes along. The old folder is replaced as a whole.
+    """
+    source, folder = checkpoint_folder(workdir), tiny_folder()
+    fresh, old = folder.with_name(f".tiny.{os.getpid()}"), folder.with_name(f".tiny.old.{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh / "checkpoints" / source.name)
+    for name in ("config.json", "calibration.json"):
+        if (Path(workdir) / name).exists():
+            shutil.copy2(Path(workdir) / name, fresh / name)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def write_config(workdir, config):
+    """Writes W/config.json, the resolved config."""
+    write_text(Path(workdir) / "config.json", config_json(config))

@@ -1,0 +1,79 @@
+"""metrics.csv and TensorBoard of a run. A resumed run continues both without a gap or a repeat."""
+
+import csv
+import io
+from pathlib import Path
+
+from plum_jax.run_record import write_text
+
+
+class MetricLogger:
+    """Appends rows to W/metrics.csv and scalars to W/tensorboard.
+
+    Rows of steps after `start` are dropped first: a killed run wrote them, and the resumed one computes them again.
+
+    Args:
+      workdir: run folder.
+      start: step from which the run goes on.
+      write: False on all processes but the first.
+    """
+
+    def __init__(self, workdir, start=0, *, write=True):
+        self.path, self.fields, self.board = Path(workdir) / "metrics.csv", None, None
+        if not write:
+            return
+        from tensorboardX import SummaryWriter
+
+        kept = [row for row in read_metrics(workdir) if row["step"] <= start]
+        if kept:
+            self.fields = list(kept[0])
+            write_text(self.path, _as_text(self.fields, kept))
+        else:
+            self.path.unlink(missing_ok=True)
+        self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1 if start else None, flush_secs=20)
+
+    def write(self, step, metrics):
+        """One row: step, then the metrics, {name: float}; names are the same in every row of a run."""
+        if self.board is None:
+            return
+        row = {"step": step, **metrics}
+        if self.fields is None:
+            self.fields = list(row)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, _as_text(self.fields, []))
+        if set(row) != set(self.fields):
+            raise ValueError(f"{self.path}: metrics {sorted(row)} at step {step}, the file has {sorted(self.fields)}")
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            file.write(_line(self.fields, row))
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self):
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(workdir):
+    """W/metrics.csv -> list of {'step': int, name: float}; a last line that a kill cut short is left out."""
+    path = Path(workdir) / "metrics.csv"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what stands after the last newline is not a whole line
+    rows = []
+    for row in csv.DictReader(lines):
+        rows.append({name: int(value) if name == "step" else float(value) for name, value in row.items()})
+    return rows
+
+
+def _as_text(fields, rows):
+    return ",".join(fields) + "\n" + "".join(_line(fields, row) for row in rows)
+
+
+def _line(fields, row):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([_text(row[name]) for name in fields])
+    return text.getvalue()
+
+
+def _text(value):
+    return str(value) if isinstance(value, int) else f"{value:.7g}"

@@ -1,0 +1,76 @@
+"""Running sums of the training loop, read a few steps late so that the loop never waits for the step that it just started."""
+
+import math
+import time
+
+import jax
+
+AHEAD = 2  # steps that may be under way while the host prepares the next: enough to keep a device busy, bounded in memory
+
+
+class StepMetrics:
+    """Collects the (sum, weight) pairs of every step and hands their means to `write` every `log_every` steps.
+
+    A row for step s is written when step s + AHEAD has been started; `flush` writes what is left.
+
+    Args:
+      write: called as write(step, {name: float}).
+      images: global batch, for images_per_second.
+    """
+
+    def __init__(self, write, *, log_every, images):
+        self.write, self.log_every, self.images = write, log_every, images
+        self.window = []  # (step, {name: (sum, weight)} on the device, seconds waited for data)
+        self.read_at = time.monotonic()
+        self.latest = {}
+
+    def add(self, step, sums, waited):
+        """`step` counts from 1, its `sums` are still being computed; `waited` is the time spent waiting for its batch."""
+        self.window.append((step, sums, waited))
+        finished = step - AHEAD
+        for at, older, _ in self.window:
+            if at == finished:
+                jax.block_until_ready(older)
+        if finished % self.log_every == 0:
+            self._read(finished)
+
+    def flush(self, *, last=False):
+        """Waits for every step, checks its loss, and writes the rows that are due; with `last` also an incomplete one."""
+        while self.window:
+            newest = self.window[-1][0]
+            due = [step for step, _, _ in self.window if step % self.log_every == 0]
+            if not due and not last:
+                self._means([sums for _, sums, _ in self.window], self.window[0][0])
+                return
+            self._read(due[0] if due else newest)
+
+    def _read(self, last):
+        rows = [row for row in self.window if row[0] <= last]
+        if not rows:
+            return
+        self.window = [row for row in self.window if row[0] > last]
+        means = self._means([sums for _, sums, _ in rows], rows[0][0])
+        now = time.monotonic()
+        seconds, self.read_at = now - self.read_at, now
+        self.latest = {
+            **means,
+            "images_per_second": self.images * len(rows) / max(seconds, 1e-9),
+            "data_wait": min(1.0, sum(waited for _, _, waited in rows) / max(seconds, 1e-9)),
+        }
+        self.write(last, self.latest)
+
+    def _means(self, sums, first):
+        """Weighted means over steps; a metric that no step weighs (a batch without spans) is nan.
+
+        Raises:
+          FloatingPointError: the first step whose loss is not finite.
+        """
+        sums = jax.device_get(sums)
+        for offset, pairs in enumerate(sums):
+            if not math.isfinite(pairs["loss"][0]):
+                raise FloatingPointError(f"the loss is {pairs['loss'][0]} at step {first + offset}; lower --config.optim.lr")
+        means = {}
+        for name in sorted(sums[0]):
+            weight = sum(float(pairs[name][1]) for pairs in sums)
+            means[name] = sum(float(pairs[name][0]) for pairs in sums) / weight if weight else math.nan
+        return means

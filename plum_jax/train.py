@@ -1,0 +1,348 @@
+"""Training: flags -> mesh -> data -> state -> loop. Running the same command again goes on where it stopped."""
+
+import argparse
+import functools
+import io
+import os
+import sys
+import time
+from typing import NamedTuple
+
+from plum_jax import cli, console
+from plum_jax.config_io import add_config_flag, load_config, parse_args
+from plum_jax.errors import UserError
+from plum_jax.run_record import RunRecord
+
+
+class TrainResult(NamedTuple):
+    step: int  # updates made since the beginning, by all runs of this folder
+    seconds: float  # of this run's loop, without compilation
+    images_per_second: float
+    metrics: dict  # the last row of metrics.csv
+    preempted: bool
+
+
+def main(argv):
+    parser = argparse.ArgumentParser("plum train", description=__doc__)
+    add_config_flag(parser)
+    parser.add_argument("--workdir", required=True, help="run folder; one that holds checkpoints of the same config is resumed")
+    args, overrides = parse_args(parser, argv)
+    config = load_config(args.config, overrides)
+
+    from plum_jax.cache import enable_compilation_cache
+
+    start_processes()
+    enable_compilation_cache()
+    result = train(config, args.workdir)
+    if result.preempted:
+        return 0
+    say(f"Wrote {args.workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
+    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={config.data.folder} --out={args.workdir}/eval")
+    return 0
+
+
+def say(message):
+    """Prints on the first process only."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(message, flush=True)
+
+
+def start_processes():
+    """jax.distributed.initialize(), when the environment describes more than one process; before a device is touched.
+
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS by hand; SLURM, Open MPI and TPU pods are recognised by jax.
+    """
+    import jax
+
+    env = os.environ
+    if int(env.get("JAX_NUM_PROCESSES", "1")) > 1:
+        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"]))
+        return
+    ranks = max(int(env.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    if ranks > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def train(config, workdir):
+    """Trains until `config.train.steps` updates are made, from the newest checkpoint of `workdir` if there is one.
+
+    Returns:
+      TrainResult; with preempted=True after SIGTERM, which saves first.
+
+    Raises:
+      UserError: data, config or checkpoints are not what they should be; nothing is written then.
+      FloatingPointError: the loss is not finite.
+    """
+    import jax
+
+    from data_pipelines.partonomy.source import PartonomySource
+    from data_pipelines.tokenizer import load_tokenizer
+    from plum_jax import checkpoint
+    from plum_jax.sharding import make_mesh
+
+    mesh = make_mesh(config.mesh)
+    _check(config, mesh)
+    tokenizer = load_tokenizer(config.tokenizer)
+    source = PartonomySource(config.data.folder, config.data.train_split, config, tokenizer)
+    first = jax.process_index() == 0
+    with jax.set_mesh(mesh):
+        plan = _plan(
+            config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in ["background", *source.parts]]
+        )
+        if first:
+            console.header("train", workdir)
+        with checkpoint.open_checkpoints(workdir, config) as checkpointer:
+            state, frozen, start = _state(plan, config, mesh, checkpointer)
+            if first:
+                checkpoint.write_config(workdir, config)
+            if start:
+                say(f"Resumed step {start:,} (data position, random keys and optimizer restored)")
+            if start >= config.train.steps:
+                say(f"Nothing to do: step {start} of {config.train.steps} is saved; raise --config.train.steps to go on")
+                return TrainResult(start, 0.0, 0.0, {}, False)
+            with RunRecord(workdir, "train", config, write=first) as record:
+                record.note(parameters=plan.parameters, trainable=plan.trainable, mesh=dict(mesh.shape))
+                if first:
+                    record.input("data", source.path)
+                run = _Run(config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record)
+                return _loop(run, state, start)
+
+
+def _check(config, mesh):
+    """What the config must satisfy, said before anything is read or written."""
+    if not config.data.folder:
+        raise UserError("config.data.folder: is empty; run plum data make --out DIR and pass --config.data.folder=DIR")
+    for name in ("steps", "log_every", "save_every", "keep"):
+        if config.train[name] < 1:
+            raise UserError(f"config.train.{name}: {config.train[name]} is not a positive number; set it to 1 or more")
+    data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], config.data.grounded
+    rows = data.global_batch // data.micro_batches
+    for images, what in ((rows, "images"), (rows * n // m, "images with masks")):
+        if images % shards or images == 0:
+            raise UserError(
+                f"config.data.global_batch: {data.global_batch} in {data.micro_batches} micro-batches with grounded {(n, m)} "
+                f"gives {images} {what} at a time, which {shards} devices do not divide; change one of them or --config.mesh"
+            )
+
+
+class _Plan(NamedTuple):
+    """What the config decides alone: no array is allocated yet."""
+
+    abstract: dict  # shapes of all parameters
+    shapes: object  # TrainState of shapes
+    sharding: object  # TrainState of shardings
+    init: object  # trainable parameters -> TrainState
+    step_fn: object  # (state, frozen, batches, key) -> (state, metric sums)
+    rates: object  # float[steps], learning rate of every update
+    parameters: int
+    trainable: int
+
+
+def _plan(config, mesh, part_words):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from plum_jax.models import plum
+    from plum_jax.objective import make_loss
+    from plum_jax.optim import make_optimizer
+    from plum_jax.params import count, partition
+    from plum_jax.sharding import tree_sharding
+    from plum_jax.train_step import init_state, make_train_step
+
+    graphdef, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
+    trainable, _ = partition(abstract, config.trainable)
+    if not trainable:
+        raise UserError(f"config.trainable: {config.trainable!r} matches no parameter; use a regular expression on their paths")
+    tx, schedule = make_optimizer(config.optim, config.train.steps)
+    init = functools.partial(init_state, tx=tx)
+    shapes = jax.eval_shape(init, trainable)
+    sharding = tree_sharding(shapes, mesh)
+    length = max(map(len, part_words))
+    part_tokens = np.array([ids + [-1] * (length - len(ids)) for ids in part_words], np.int32)
+    loss_fn, totals = make_loss(graphdef, config, part_tokens)
+    step_fn = make_train_step(loss_fn, totals, tx, sharding)
+    rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps)))
+    return _Plan(abstract, shapes, sharding, init, step_fn, rates, count(abstract), count(trainable))
+
+
+def _state(plan, config, mesh, checkpointer):
+    """-> (TrainState on the mesh, frozen parameters, step): the newest checkpoint's, or step 0 from the seed."""
+    import jax
+    import jax.numpy as jnp
+
+    from plum_jax import checkpoint
+    from plum_jax.params import cast, partition
+    from plum_jax.sharding import tree_sharding
+    from plum_jax.train_step import TrainState
+
+    restored, start = checkpoint.restore(checkpointer, plan.shapes, plan.sharding, config)
+    trainable, frozen = partition(plan.abstract, config.trainable)
+    if restored is None or frozen:
+        params = checkpoint.init_params(config, tree_sharding(plan.abstract, mesh))
+        trainable, frozen = partition(params, config.trainable)
+        if config.model.dtype == "bfloat16":
+            frozen = cast(frozen, jnp.bfloat16)
+    if restored is None:
+        return jax.jit(plan.init, out_shardings=plan.sharding)(trainable), frozen, 0
+    return TrainState(**restored), frozen, start
+
+
+class _Run(NamedTuple):
+    """What stays the same during the loop."""
+
+    config: object
+    workdir: str
+    mesh: object
+    tokenizer: object
+    source: object
+    plan: _Plan
+    frozen: dict
+    checkpointer: object
+    record: RunRecord
+
+
+def _loop(run, state, start):
+    """Makes the updates that are left. The host runs at most `metrics.AHEAD` steps ahead of the device."""
+    import jax
+
+    from data_pipelines.pipeline import batches
+    from plum_jax.logger import MetricLogger
+    from plum_jax.metrics import StepMetrics
+    from plum_jax.preemption import Preemption
+
+    config, steps, first = run.config, run.config.train.steps, jax.process_index() == 0
+    hosts = dict(host=jax.process_index(), hosts=jax.process_count())
+    stream = batches(config, run.tokenizer, start=start, source=run.source, **hosts)
+    batch = next(stream)
+    if first:
+        _describe(run, batch, steps - start)
+    key, arrays = jax.random.key(config.seed), put(batch, config, run.mesh)
+    programs = {_shapes(arrays): _compile(run, state, arrays, key)}
+    logger = MetricLogger(run.workdir, start, write=first)
+
+    def write(step, means):
+        logger.write(step, {"lr": float(run.plan.rates[step - 1]), **means})
+        bar.update(0, loss=means["loss"], **{"images/s": round(means["images_per_second"], 1)})
+
+    meter = StepMetrics(write, log_every=config.train.log_every, images=config.data.global_batch)
+    bar = console.Progress(total=steps, label="train", unit="step", start=start, stream=None if first else io.StringIO())
+    began, waited = time.monotonic(), 0.0
+    with bar, Preemption() as preemption:
+        for step in range(start + 1, steps + 1):
+            if _shapes(arrays) not in programs:
+                programs[_shapes(arrays)] = _compile(run, state, arrays, key, again=True)
+            state, sums = programs[_shapes(arrays)](state, run.frozen, arrays, key)
+            meter.add(step, sums, waited)
+            bar.update(1)
+            stop = preemption.requested(step)
+            if _save(run, step, state, meter, stop):
+                break
+            asked = time.monotonic()
+            batch = next(stream)
+            waited = time.monotonic() - asked
+            arrays = put(batch, config, run.mesh)
+    run.checkpointer.wait()
+    logger.close()
+    return _finish(run, TrainResult(step, time.monotonic() - began, 0.0, meter.latest, step < steps), start)
+
+
+def _save(run, step, state, meter, stop):
+    """Saves where the config, the end or SIGTERM ask for it, never a state whose loss is not finite. True: leave the loop."""
+    from plum_jax import checkpoint
+
+    last = step == run.config.train.steps
+    if stop or last or step % run.config.train.save_every == 0:
+        meter.flush(last=last)
+        checkpoint.save(run.checkpointer, step, state, run.config, force=stop or last)
+    return stop or last
+
+
+def _finish(run, result, start):
+    rate = (result.step - start) * run.config.data.global_batch / max(result.seconds, 1e-9)
+    run.record.seconds["loop"] = round(result.seconds, 3)
+    run.record.note(step=result.step, images_per_second=round(rate, 2), dropped_spans=dict(run.source.dropped))
+    if result.preempted:
+        run.record.note(status="preempted")
+        say(f"Preempted: saved step {result.step:,}; run the same command to go on")
+    return result._replace(images_per_second=rate)
+
+
+def put(batch, config, mesh):
+    """This host's Batch of NumPy arrays -> global arrays [micro, rows, ...], rows split over the mesh."""
+    import jax
+
+    from plum_jax.sharding import batch_sharding
+
+    sharding, micro = batch_sharding(mesh), config.data.micro_batches
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x.reshape(micro, -1, *x.shape[1:])), batch
+    )  # fmt: skip
+
+
+def _shapes(arrays):
+    return tuple(x.shape for x in arrays if x is not None)
+
+
+def _compile(run, state, arrays, key, *, again=False):
+    """Compiles the step before its first run, and says how long that took and how much memory the step needs."""
+    if again:
+        say("warning: a batch of new shapes; compiling the training step again")
+    else:
+        say("Compiling the training step (tens of seconds the first time, cached afterwards)...")
+    began = time.monotonic()
+    with run.record.timing("compile"):
+        program = run.plan.step_fn.lower(state, run.frozen, arrays, key).compile()
+    say(f"Compiled in {console.duration(time.monotonic() - began)}; {_memory(program)}")
+    return program
+
+
+def _memory(program):
+    """'the step needs 0.4 GB per device, 23.1 GB are free', with what to do when it does not fit."""
+    import jax
+    import psutil
+
+    used = program.memory_analysis()
+    if used is None:
+        return "this backend does not tell the memory of the step"
+    need = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    free = psutil.virtual_memory().available // len(jax.local_devices()) if limit is None else limit
+    advice = ""
+    if need > free:
+        advice = "; it will not fit: raise --config.data.micro_batches or --config.mesh.fsdp, or --config.model.remat=full"
+    return f"the step needs {console.size(need)} per device, {console.size(free)} are free{advice}"
+
+
+def _describe(run, batch, steps):
+    """Prints the model, the mesh, the batch and three prompts."""
+    config, plan, sizes = run.config, run.plan, run.mesh.shape
+    share = 100 * plan.trainable / plan.parameters
+    print(f"  model     {plan.parameters:,} parameters, {plan.trainable:,} trainable ({share:.1f} %)")
+    print(f"  mesh      {', '.join(f'{name} {size}' for name, size in sizes.items())}: {run.mesh.size} devices")
+    conversations, micro = config.data.conversations, config.data.micro_batches
+    print(
+        f"  batch     {config.data.global_batch} images x {conversations} conversations in {micro} micro-batches; {steps} steps"
+    )
+    print("  prompts, as the model sees them:")
+    for text in prompts(batch, run.tokenizer, 3):
+        print(f"    {text!r}")
+    sys.stdout.flush()
+
+
+def prompts(batch, tokenizer, count):
+    """The first conversations of a batch as text, with <image> where the image features go."""
+    texts = []
+    for row in range(min(count, len(batch.tokens))):
+        tokens = batch.tokens[row, 0][batch.token_valid[row, 0]].tolist()
+        at = int(batch.image_position[row, 0])
+        pieces = [tokens] if at < 0 else [tokens[:at], tokens[at + 1 :]]
+        texts.append("<image>".join(tokenizer.decode(piece) for piece in pieces))
+    return texts
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main, name="train"))
