@@ -72,7 +72,7 @@ def load_config(spec, overrides=()):
     except ValueError as error:
         raise UserError(f"{spec}: {error}; change what follows the colon") from error
     for override in overrides:
-        _apply(config, override)
+        apply_override(config, override)
     return config
 
 
@@ -88,7 +88,8 @@ def _find(path):
     raise UserError(f"{path}: no such config file; give a .py file or one that ships: {have}")
 
 
-def _apply(config, override):
+def apply_override(config, override):
+    """One 'a.b=value' onto a ConfigDict, in place. UserError for an unknown key or a value of another type."""
     key, equals, text = override.partition("=")
     known = flatten(config)
     if not equals:
