@@ -159,28 +159,29 @@ def describe(arguments, counts):
 
 def make_pictures(job):
     """Renders the examples [start, stop) of a split into folder/images/split -> [{"image_path", "label", "parts", "masks"}]."""
-    from data_pipelines.synthetic.instances import encode_masks, make_instance, save_picture
+    from data_pipelines.synthetic import instances as examples
 
     arguments, folder, split, start, stop = job
     directory = folder / "images" / split
     directory.mkdir(parents=True, exist_ok=True)
     instances = []
     for index in range(start, stop):
-        label, picture, masks, rng = make_instance(arguments.seed, split, index, arguments.image_size, arguments.difficulty)
-        path = save_picture(picture, directory / f"{index:06d}", rng)
+        label, picture, masks = examples.make_instance(arguments.seed, split, index, arguments.image_size, arguments.difficulty)
+        rng = examples.generator(arguments.seed, split, index, examples.PICTURE_FILE)
+        path = examples.save_picture(picture, directory / f"{index:06d}", rng)
         instance = {"image_path": path.relative_to(folder).as_posix(), "label": label, "parts": sorted(masks)}
-        instances.append({**instance, "masks": encode_masks(masks)})
+        instances.append({**instance, "masks": examples.encode_masks(masks)})
     return instances
 
 
 def make_questions(job):
     """-> for every instance the JSON texts of its questions, in the order of QUESTION_TYPES."""
-    from data_pipelines.synthetic.instances import generator as random_numbers
+    from data_pipelines.synthetic import instances as examples
 
     arguments, generator, instances, split, start, _ = job
     texts = []
     for index, instance in enumerate(instances, start):
-        rng = random_numbers(arguments.seed, split, index, 1)
+        rng = examples.generator(arguments.seed, split, index, examples.QUESTIONS)
         head = json.dumps({"image_path": instance["image_path"], "image_label": instance["label"]})
         lines = []
         for question_type in _types(arguments.questions_per_image, rng):

@@ -123,12 +123,12 @@ class QuestionGenerator:
                 common, _ = compare(visible, self.part_graph[first])
                 for second in shuffled(self.minus[label], rng) if common else ():
                     if second != first:
-                        related = {*own, *self.part_graph[first], *self.part_graph[second]}
+                        related = sorted({*own, *self.part_graph[first], *self.part_graph[second]})
                         yield (first, second), compare(common, self.part_graph[second])[1], related
         else:
             for concept in shuffled((self.intersects if kind == "positive" else self.minus)[label], rng):
                 common, rest = compare(visible, self.part_graph[concept])
-                related = {*own, *self.part_graph[concept]}
+                related = sorted({*own, *self.part_graph[concept]})
                 if kind == "positive":
                     yield (concept,), common, related
                 elif common or not self.config.negative_needs_common_part:

@@ -33,32 +33,23 @@ class PartSampler:
         constant = total == len(instances)  # present everywhere: nothing to predict, as in the reference
         self.log_odds[:, constant] = self.prior[constant] = 0.0
 
-    def distribution(self, existing, related, excluded):
-        """Probabilities float64[vocabulary] given collections of part names; all 0 when every part is excluded."""
-        allowed = np.ones(len(self.vocabulary), bool)
-        allowed[self._rows(excluded)] = False
-        given = self._rows(existing)
-        logits = (self.log_odds[given].sum(0) if given else self.prior) / self.temperature
-        predicted = (
-            np.exp(logits - logits.max(initial=-np.inf, where=allowed)) * allowed if allowed.any() else np.zeros(len(allowed))
-        )
-        predicted /= max(predicted.sum(), 1e-300)
-        near = np.zeros(len(allowed))
-        near[self._rows(related)] = 1.0
-        near *= allowed
-        if not near.any():
-            return predicted
-        return (1 - self.predictor_weight) * near / near.sum() + self.predictor_weight * predicted
-
     def sample(self, existing, related, excluded, rng):
-        """One part name that is not excluded, or None when there is none."""
-        cumulative = np.cumsum(self.distribution(existing, related, excluded))
+        """One part name that is not excluded, or None when there is none. `related` is in a fixed order."""
+        near = [p for p in related if p in self.index and p not in excluded]
+        if near and rng.random() >= self.predictor_weight:
+            return near[rng.integers(len(near))]
+        cumulative = np.cumsum(self.predict(existing, excluded))
         if not cumulative[-1] > 0:
             return None
         return self.vocabulary[int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))]
 
-    def _rows(self, parts):
-        return [self.index[part] for part in parts if part in self.index]
+    def predict(self, existing, excluded):
+        """Probabilities float64[vocabulary] of the parts that go with `existing`, 0 for excluded ones."""
+        given = [self.index[p] for p in existing if p in self.index]
+        logits = (self.log_odds[given].sum(0) if given else self.prior) / self.temperature
+        logits[[self.index[p] for p in excluded if p in self.index]] = -np.inf
+        weight = np.exp(logits - max(logits.max(), -1e300))
+        return weight / max(weight.sum(), 1e-300)
 
 
 class ObjectSampler:

@@ -1,6 +1,5 @@
 """Numbered examples of a split: scene, picture file and masks, from (seed, split, index) alone."""
 
-import copy
 import json
 
 import numpy as np
@@ -11,6 +10,8 @@ from data_pipelines.synthetic.objects import OBJECTS
 from data_pipelines.synthetic.render import render
 from data_pipelines.synthetic.scenes import SPLITS, sample_scene
 
+SCENE, PICTURE_FILE, QUESTIONS = range(3)  # streams of random numbers
+ATTEMPTS = 100  # scenes that are drawn until one keeps to the rules
 PNG_SHARE, TURNED_SHARE = 0.04, 0.04  # of the pictures: PNG files, and JPEG files that need their EXIF orientation
 JPEG_OPTIONS = dict(quality=93, subsampling=0)
 ORIENTATIONS = {
@@ -21,29 +22,30 @@ ORIENTATIONS = {
 HELD_OUT = {kind.name: kind.held_out for kind in OBJECTS if kind.held_out}
 
 
-def generator(seed, split, index, stream):
-    """The random numbers of one example; `stream` 0 for its picture, 1 for its questions."""
-    return np.random.default_rng([seed, SPLITS.index(split), index, stream])
+def generator(seed, split, index, *stream):
+    """The random numbers of one example; every `stream` of it has its own."""
+    return np.random.default_rng([seed, SPLITS.index(split), index, *stream])
 
 
 def make_instance(seed, split, index, image_size, difficulty):
-    """-> (label, picture uint8[H, W, 3], {part: [mask uint8[H, W], ...]}, the generator for what comes next).
+    """-> (label, picture uint8[H, W, 3], {part: [mask uint8[H, W], ...]}).
 
     A part of which too little would be visible is left out of the picture, so that what is in it and what is not is never a
     matter of a few pixels.
     """
-    rng = generator(seed, split, index, 0)
-    while True:
-        state = copy.deepcopy(rng)
-        scene = sample_scene(index, split, rng, image_size, difficulty)
-        picture, masks = render(scene)
-        small = too_small(masks, difficulty.smallest_part)
-        if small:
-            scene = sample_scene(index, split, state, image_size, difficulty, without=small)
+    held_out = HELD_OUT if split == "heldout" else {}
+    for attempt in range(ATTEMPTS):
+        without = ()
+        for _ in range(2):  # the second time without the parts that were too small, everything else being the same
+            rng = generator(seed, split, index, SCENE, attempt)
+            scene = sample_scene(index, split, rng, image_size, difficulty, without)
             picture, masks = render(scene)
-        held_out = HELD_OUT[scene.label] if split == "heldout" else ()
-        if len(masks) >= 2 and masks.keys() >= set(held_out) and not too_small(masks, difficulty.smallest_part):
-            return scene.label, picture, masks, rng
+            without = too_small(masks, difficulty.smallest_part)
+            if not without:
+                break
+        if len(masks) >= 2 and not without and masks.keys() >= set(held_out.get(scene.label, ())):
+            return scene.label, picture, masks
+    raise RuntimeError(f"no scene in {ATTEMPTS} attempts has parts of {difficulty.smallest_part:.1%} of the picture or more")
 
 
 def too_small(masks, smallest):

@@ -7,37 +7,68 @@ from data_pipelines.synthetic import animals, household, vehicles
 
 
 class ObjectKind(NamedTuple):
-    """An object class. `core` parts are nearly always there, `optional` ones half of the time, the first core part always."""
+    """An object class and the parts that it can have."""
 
     name: str
     category: str
-    draw: Callable  # draw(u) -> list of Piece
-    core: tuple[str, ...]
-    optional: tuple[str, ...]
-    held_out: tuple[str, str] | None = None  # optional parts that appear together in the heldout split only
-    needs: tuple[tuple[str, str], ...] = ()  # (part, part that carries it)
+    draw: Callable  # draw(u) -> list of Piece; u(low, high) is a random number
+    always: tuple[str, ...]  # parts that every instance has
+    core: tuple[str, ...]  # parts that nearly every instance has
+    optional: tuple[str, ...]  # parts that half of the instances have
+    held_out: tuple[str, str] | None = None  # optional parts that occur together in the heldout split, and only there
+    needs: tuple[tuple[str, str], ...] = ()  # (part, the part that carries it)
 
     @property
     def parts(self):
-        return tuple(sorted(self.core + self.optional))
+        return tuple(sorted(self.always + self.core + self.optional))
 
 
 OBJECTS = (
-    ObjectKind("car", "vehicles", vehicles.car, ("body", "wheel", "window"), ("door", "headlight", "roof rack", "spoiler"), ("roof rack", "spoiler")),
-    ObjectKind("truck", "vehicles", vehicles.truck, ("cab", "wheel", "cargo box"), ("window", "headlight", "exhaust pipe"), None, (("window", "cab"),)),
-    ObjectKind("train", "vehicles", vehicles.train, ("boiler", "cab", "wheel"), ("window", "headlight", "chimney", "bumper"), ("chimney", "bumper"), (("window", "cab"),)),
-    ObjectKind("airplane", "vehicles", vehicles.airplane, ("fuselage", "wing", "tail"), ("engine", "window", "propeller", "wheel"), None, (("engine", "wing"),)),
-    ObjectKind("sailboat", "vehicles", vehicles.sailboat, ("hull", "sail", "mast"), ("flag", "cabin", "window", "rudder"), ("flag", "rudder"), (("flag", "mast"),)),
-    ObjectKind("desk lamp", "lamps", household.desk_lamp, ("shade", "base", "arm"), ("bulb", "switch", "cord"), ("bulb", "cord")),
-    ObjectKind("floor lamp", "lamps", household.floor_lamp, ("shade", "base", "pole"), ("bulb", "switch", "cord", "tray")),
-    ObjectKind("lantern", "lamps", household.lantern, ("globe", "base", "cap"), ("handle", "flame", "knob")),
-    ObjectKind("bird", "animals", animals.bird, ("body", "head", "wing"), ("tail", "leg", "beak", "crest"), ("tail", "crest"), (("beak", "head"), ("crest", "head"))),
-    ObjectKind("cat", "animals", animals.cat, ("body", "head", "leg"), ("tail", "ear", "collar"), None, (("ear", "head"),)),
-    ObjectKind("fish", "animals", animals.fish, ("body", "tail", "head"), ("fin", "eye", "gill")),
-    ObjectKind("hammer", "tools", household.hammer, ("head", "handle", "claw"), ("grip", "cap", "strap")),
-    ObjectKind("wheelbarrow", "tools", household.wheelbarrow, ("tray", "wheel", "handle"), ("leg", "grip", "bumper")),
-    ObjectKind("chair", "furniture", household.chair, ("seat", "back", "leg"), ("armrest", "cushion", "headrest"), ("armrest", "headrest"), (("headrest", "back"),)),
-    ObjectKind("cabinet", "furniture", household.cabinet, ("body", "door", "drawer"), ("leg", "handle", "mirror"), None, (("handle", "drawer"),)),
+    ObjectKind(
+        "car", "vehicles", vehicles.car, ("body",), ("wheel", "window"), ("door", "headlight", "roof rack", "spoiler"),
+        held_out=("roof rack", "spoiler"),
+    ),
+    ObjectKind(
+        "truck", "vehicles", vehicles.truck, ("cab",), ("wheel", "cargo box"), ("window", "headlight", "exhaust pipe"),
+    ),
+    ObjectKind(
+        "train", "vehicles", vehicles.train, ("boiler",), ("cab", "wheel"), ("window", "headlight", "chimney", "bumper"),
+        held_out=("chimney", "bumper"), needs=(("window", "cab"),),
+    ),
+    ObjectKind(
+        "airplane", "vehicles", vehicles.airplane, ("fuselage",), ("wing", "tail"), ("engine", "window", "propeller", "wheel"),
+        needs=(("engine", "wing"),),
+    ),
+    ObjectKind(
+        "sailboat", "vehicles", vehicles.sailboat, ("hull",), ("sail", "mast"), ("flag", "cabin", "window", "rudder"),
+        held_out=("flag", "rudder"), needs=(("flag", "mast"),),
+    ),
+    ObjectKind(
+        "desk lamp", "lamps", household.desk_lamp, ("arm",), ("shade", "base"), ("bulb", "switch", "cord"),
+        held_out=("bulb", "cord"), needs=(("switch", "base"), ("cord", "base")),
+    ),
+    ObjectKind(
+        "floor lamp", "lamps", household.floor_lamp, ("pole",), ("shade", "base"), ("bulb", "switch", "cord", "tray"),
+        needs=(("cord", "base"),),
+    ),
+    ObjectKind("lantern", "lamps", household.lantern, ("globe",), ("base", "cap"), ("handle", "flame", "knob")),
+    ObjectKind(
+        "bird", "animals", animals.bird, ("body", "head"), ("wing",), ("tail", "leg", "beak", "crest"),
+        held_out=("tail", "crest"),
+    ),
+    ObjectKind("cat", "animals", animals.cat, ("body", "head"), ("leg",), ("tail", "ear", "collar")),
+    ObjectKind("fish", "animals", animals.fish, ("body",), ("tail", "head"), ("fin", "eye", "gill"), needs=(("eye", "head"),)),
+    ObjectKind(
+        "hammer", "tools", household.hammer, ("handle",), ("head", "claw"), ("grip", "cap", "strap"), needs=(("claw", "head"),),
+    ),
+    ObjectKind("wheelbarrow", "tools", household.wheelbarrow, ("tray",), ("wheel", "handle"), ("leg", "grip", "bumper")),
+    ObjectKind(
+        "chair", "furniture", household.chair, ("seat",), ("back", "leg"), ("armrest", "cushion", "headrest"),
+        held_out=("armrest", "headrest"), needs=(("headrest", "back"),),
+    ),
+    ObjectKind(
+        "cabinet", "furniture", household.cabinet, ("body",), ("door", "drawer"), ("leg", "handle", "mirror"),
+    ),
 )  # fmt: skip
 
 PART_COLOURS = {  # hue in degrees, saturation, value

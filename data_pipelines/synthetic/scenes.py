@@ -1,5 +1,6 @@
 """Random scenes: which object, which of its parts, where, in what light, with what around it."""
 
+import colorsys
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +59,8 @@ class Scene:
 
 def hsv(hue, saturation, value):
     """Hue in degrees, the others in 0..1 (clipped) -> (r, g, b) in 0..255."""
-    saturation, value = min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0)
-    k = (np.array([5.0, 3.0, 1.0]) + hue / 60.0) % 6.0
-    rgb = value - value * saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
-    return tuple(int(c) for c in np.round(255 * rgb))
+    rgb = colorsys.hsv_to_rgb(hue / 360 % 1, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
+    return tuple(round(255 * c) for c in rgb)
 
 
 def shade(colour, tone):
@@ -70,8 +69,7 @@ def shade(colour, tone):
 
 def choose_parts(kind: ObjectKind, split, rng, difficulty):
     """The parts this instance has. Held-out pairs occur in the heldout split, and there always, and nowhere else."""
-    root, *core = kind.core
-    parts = {root} | {p for p in core if rng.random() >= difficulty.core_missing}
+    parts = set(kind.always) | {p for p in kind.core if rng.random() >= difficulty.core_missing}
     parts |= {p for p in kind.optional if rng.random() < difficulty.optional_present}
     if split == "heldout":
         parts |= set(kind.core) | set(kind.held_out)
