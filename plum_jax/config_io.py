@@ -123,7 +123,7 @@ def _parse(key, text, current):
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if current is not None and type(value) is not kind:
-        raise UserError(f"--config.{key}: {text!r} is not a {kind.__name__}; the config has {current!r} there")
+        raise UserError(f"--config.{key}: {text!r} is not of type {kind.__name__}; the config has {current!r} there")
     return value
 
 

@@ -1,0 +1,113 @@
+"""The command table, exit statuses, and the second that --help may take."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plum_jax import cli, doctor
+from plum_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def commands():
+    for name, entry in cli.COMMANDS.items():
+        for sub in entry if isinstance(entry, dict) else [None]:
+            yield [name] if sub is None else [name, sub]
+
+
+def run_plum(*args):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "plum_jax.cli", *args], capture_output=True, text=True, env=env, timeout=60)
+
+
+@pytest.mark.parametrize("command", [[], *commands()], ids=" ".join)
+def test_help_answers_without_jax(command):
+    code = (
+        "import sys; from plum_jax import cli\n"
+        f"try: status = cli.main({[*command, '--help']!r})\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "assert 'jax' not in sys.modules, 'jax was imported'\n"
+        "sys.exit(status)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "usage: plum" in result.stdout
+
+
+def test_help_takes_less_than_a_second():
+    began = os.times()
+    assert run_plum("train", "--help").returncode == 0
+    ended = os.times()  # processor time of the child: the machine may be busy with other tests
+    assert ended.children_user + ended.children_system - began.children_user - began.children_system < 1.0
+
+
+def test_train_help_shows_how_to_override():
+    assert "--config.optim.lr=1e-4" in run_plum("train", "--help").stdout
+
+
+def test_no_command_is_wrong_use():
+    assert cli.main([]) == 2
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+    assert cli.main(["data", "mak"]) == 2
+    assert "did you mean 'make'" in capsys.readouterr().err
+
+
+def test_user_error_is_one_sentence_and_status_2(capsys):
+    def main(argv):
+        raise UserError("photo.jpg: cannot be read; give a PNG or JPEG file")
+
+    assert cli.run(main, [], name="predict") == 2
+    assert capsys.readouterr().err == "plum predict: error: photo.jpg: cannot be read; give a PNG or JPEG file\n"
+
+
+def test_failure_is_one_line_and_status_1_and_debug_adds_the_traceback(capsys):
+    def main(argv):
+        assert argv == ["x"]
+        raise ValueError("first line\nsecond line")
+
+    assert cli.run(main, ["x"], name="train") == 1
+    assert capsys.readouterr().err == "plum train: error: ValueError: first line (--debug shows the traceback)\n"
+    assert cli.run(main, ["--debug", "x"], name="train") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_is_130():
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert cli.run(main, [], name="train") == 130
+
+
+def test_unknown_config_key_names_the_nearest_and_writes_nothing(tmp_path):
+    out = tmp_path / "run"
+    result = run_plum("train", "--config=configs/tiny.py", f"--workdir={out}", "--config.optim.lrr=1")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "did you mean --config.optim.lr?" in result.stderr
+    assert not out.exists()
+
+
+def test_doctor_prints_one_json_object(capsys):
+    began = time.monotonic()
+    status = cli.main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert {c["name"] for c in report["checks"]} >= {"python", "packages", "device", "compiled", "tiny", "memory", "disk"}
+    assert status == (0 if report["ok"] else 1)
+    assert all(c["fix"] for c in report["checks"] if c["status"] == "fault")
+    assert time.monotonic() - began < 60
+
+
+def test_doctor_names_the_fix_of_a_missing_package(monkeypatch):
+    monkeypatch.setattr(doctor, "MODULES", ("json", "no_such_package"))
+    status, value, fix = doctor._packages()
+    assert status == "fault" and "no_such_package" in value and "pip install" in fix

@@ -1,0 +1,86 @@
+"""metrics.csv goes on without a gap or a repeat; running means; a loss that is not finite."""
+
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from plum_jax.logger import MetricLogger, read_metrics
+from plum_jax.metrics import StepMetrics
+
+
+def steps(folder):
+    return [row["step"] for row in read_metrics(folder)]
+
+
+def test_resume_drops_the_rows_that_will_be_computed_again(tmp_path):
+    logger = MetricLogger(tmp_path)
+    for step in (2, 4, 6):
+        logger.write(step, {"loss": step / 3, "iou": math.nan})
+    logger.close()
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("8,0.5")  # a kill in the middle of a line
+    assert steps(tmp_path) == [2, 4, 6]
+    logger = MetricLogger(tmp_path, start=4)
+    logger.write(6, {"loss": 2.0, "iou": 1.0})
+    logger.close()
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert rows[0]["loss"] == pytest.approx(2 / 3, rel=1e-6) and math.isnan(rows[0]["iou"]) and rows[2]["loss"] == 2.0
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_new_run_starts_empty_and_only_one_process_writes(tmp_path):
+    MetricLogger(tmp_path, write=False).write(1, {"loss": 1.0})
+    assert not list(tmp_path.iterdir())
+    logger = MetricLogger(tmp_path)
+    logger.write(2, {"loss": 1.0})
+    with pytest.raises(ValueError, match="loss"):
+        logger.write(4, {"other": 1.0})
+    MetricLogger(tmp_path).close()
+    assert steps(tmp_path) == []
+
+
+def sums(loss, weight=1.0):
+    return {"loss": (jnp.float32(loss), jnp.float32(1)), "iou": (jnp.float32(3.0 * weight), jnp.float32(weight))}
+
+
+def test_means_are_weighted_and_written_a_few_steps_late():
+    rows = []
+    meter = StepMetrics(lambda step, row: rows.append((step, row)), log_every=2, images=4)
+    for step in range(1, 6):
+        meter.add(step, sums(step, weight=step % 2), 0.0)
+    assert [step for step, _ in rows] == [2]
+    meter.flush(last=True)
+    assert [step for step, _ in rows] == [2, 4, 5]
+    assert rows[0][1]["loss"] == 1.5 and rows[0][1]["iou"] == 3.0 and rows[2][1]["loss"] == 5.0
+    assert {"images_per_second", "data_wait"} <= rows[0][1].keys()
+
+
+def test_flush_keeps_an_incomplete_row_for_later():
+    rows = []
+    meter = StepMetrics(lambda step, row: rows.append((step, row)), log_every=4, images=4)
+    meter.add(1, sums(1), 0.0)
+    meter.flush()
+    assert rows == []
+    for step in (2, 3, 4):
+        meter.add(step, sums(step), 0.0)
+    meter.flush()
+    assert [step for step, _ in rows] == [4] and rows[0][1]["loss"] == 2.5
+
+
+def test_a_metric_without_weight_is_nan():
+    rows = []
+    meter = StepMetrics(lambda step, row: rows.append(row), log_every=1, images=4)
+    meter.add(1, sums(1, weight=0), 0.0)
+    meter.flush()
+    assert math.isnan(rows[0]["iou"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step():
+    meter = StepMetrics(lambda step, row: None, log_every=4, images=4)
+    meter.add(1, sums(1), 0.0)
+    meter.add(2, sums(math.nan), 0.0)
+    meter.add(3, sums(math.nan), 0.0)
+    with pytest.raises(FloatingPointError, match="step 2"):
+        meter.flush()
