@@ -26,7 +26,7 @@ def bird(u):
         Piece(
             "crest", polygon((0.34, -0.5), (0.2, -0.86), (0.42, -0.76), (0.5, -1.0), (0.62, -0.78), (0.8, -0.9), (0.76, -0.5))
         ),
-        Piece("beak", polygon((0.8, -0.52), (1.24, -0.34), (0.8, -0.2))),
+        Piece("beak", polygon((0.76, -0.6), (1.32, -0.34), (0.76, -0.14))),
         Piece("head", ellipse(0.58, -0.38, 0.31)),
         *face("head", 0.66, -0.44, 0.075),
         Piece("wing", feather),
@@ -78,6 +78,6 @@ def fish(u):
         Piece("head", np.concatenate([snout, edge])),
         Piece("head", stroke(bend((0.74, 0.14), (0.62, 0.2), (0.54, 0.12)), 0.035), 0.45),
         Piece("gill", stroke(bend((0.14, -0.34), (-0.1, 0.0), (0.14, 0.34)), 0.15)),
-        Piece("eye", ellipse(0.5, -0.12, 0.15)),
-        Piece("eye", ellipse(0.53, -0.12, 0.07), 0.15),
+        Piece("eye", ellipse(0.5, -0.12, 0.17)),
+        Piece("eye", ellipse(0.53, -0.12, 0.08), 0.15),
     ]

@@ -18,8 +18,8 @@ def desk_lamp(u):
         Piece("shade", turn(shade + polygon(neck), tilt, neck)),
         Piece("shade", turn(stroke([(0.98, -0.34), (0.27, -0.02)], 0.07), tilt, neck), 0.72),
         Piece("base", np.concatenate([bend((-0.62, 0.98), (-0.14, 0.5), (0.36, 0.98)), polygon((0.36, 1.04), (-0.62, 1.04))])),
-        Piece("switch", rounded(-0.08, 0.72, 0.26, 0.9, 0.06)),
-        Piece("switch", rounded(0.1, 0.75, 0.22, 0.87, 0.03), 1.3),
+        Piece("switch", rounded(-0.1, 0.68, 0.28, 0.9, 0.07)),
+        Piece("switch", rounded(0.1, 0.72, 0.23, 0.86, 0.03), 1.3),
     ]
 
 
@@ -31,8 +31,8 @@ def floor_lamp(u):
         Piece("bulb", ellipse(0.0, -0.36, 0.2, 0.22)),
         Piece("shade", polygon((-narrow, -1.02), (narrow, -1.02), (wide, -0.44), (-wide, -0.44))),
         Piece("shade", polygon((-wide + 0.03, -0.52), (wide - 0.03, -0.52), (wide, -0.44), (-wide, -0.44)), 0.72),
-        Piece("switch", rounded(-0.15, -0.04, 0.15, 0.13, 0.06)),
-        Piece("switch", rounded(0.01, -0.01, 0.12, 0.1, 0.03), 1.3),
+        Piece("switch", rounded(-0.18, -0.06, 0.18, 0.15, 0.07)),
+        Piece("switch", rounded(0.01, -0.02, 0.14, 0.11, 0.03), 1.3),
         Piece("tray", rounded(-0.5, shelf, 0.5, shelf + 0.15, 0.06)),
         Piece("base", np.concatenate([bend((-0.46, 1.02), (0.0, 0.62), (0.46, 1.02)), polygon((0.46, 1.07), (-0.46, 1.07))])),
     ]
@@ -49,7 +49,7 @@ def lantern(u):
         Piece("flame", ellipse(0.0, 0.28, 0.07, 0.12), 1.3),
         Piece("cap", polygon((-0.46, -0.3), (-0.2, -0.66), (0.2, -0.66), (0.46, -0.3))),
         Piece("cap", box(-0.52, -0.36, 0.52, -0.26), 0.75),
-        Piece("knob", ellipse(0.66, 0.78, 0.16, 0.14)),
+        Piece("knob", ellipse(0.68, 0.78, 0.19, 0.16)),
         Piece("base", polygon((-wide, 0.56), (wide, 0.56), (wide + 0.1, 0.98), (-wide - 0.1, 0.98))),
         Piece("base", box(-wide - 0.12, 0.88, wide + 0.12, 1.0), 0.72),
     ]

@@ -31,7 +31,7 @@ def car(u):
         Piece("window", polygon((0.03, -0.05), (0.03, top + inset), (0.5 - slant, top + inset), (0.48, -0.05)), 1.0, 1),
         Piece("door", rounded(-0.28, 0.0, 0.3, 0.36, 0.05)),
         Piece("door", rounded(-0.22, 0.06, -0.06, 0.1, 0.02), 0.55),
-        Piece("headlight", ellipse(0.9, 0.17, u(0.14, 0.16), 0.13)),
+        Piece("headlight", ellipse(0.9, 0.17, u(0.16, 0.18), 0.15)),
         *wheel(-0.56, 0.42, r, 0),
         *wheel(0.57, 0.42, r, 1),
     ]
@@ -49,7 +49,7 @@ def truck(u):
         Piece("exhaust pipe", rounded(0.2, roof - 0.28, 0.33, 0.16, 0.05)),
         Piece("exhaust pipe", polygon((0.18, roof - 0.28), (0.18, roof - 0.36), (0.4, roof - 0.36), (0.33, roof - 0.2)), 0.75),
         Piece("window", polygon((0.44, -0.32), (0.68, -0.32), (0.84, -0.03), (0.44, -0.03))),
-        Piece("headlight", ellipse(0.96, 0.15, 0.13, 0.12)),
+        Piece("headlight", ellipse(0.96, 0.14, 0.16, 0.14)),
         *wheel(-0.72, 0.38, r, 0),
         *wheel(-0.24, 0.38, r, 1),
         *wheel(0.68, 0.38, r, 2),
@@ -67,7 +67,7 @@ def train(u):
         Piece("cab", box(-1.0, -0.62, -0.36, 0.26)),
         Piece("cab", rounded(-1.1, -0.74, -0.28, -0.6, 0.05), 0.72),
         Piece("window", rounded(-0.86, -0.48, -0.5, -0.1, 0.04)),
-        Piece("headlight", ellipse(0.9, -0.12, 0.15)),
+        Piece("headlight", ellipse(0.9, -0.12, 0.17)),
         Piece("bumper", polygon((0.86, 0.18), (0.98, 0.18), (1.26, 0.58), (0.8, 0.58))),
         *wheel(-0.7, 0.4, r, 0),
         *wheel(-0.1, 0.4, r, 1),
@@ -83,7 +83,7 @@ def airplane(u):
     return [
         Piece("wing", polygon((0.28, -0.1), (0.2 - sweep, -span), (-0.08 - sweep, -span), (-0.22, -0.1)), 0.88, 1),
         Piece("tail", polygon((-0.58, -0.1), (-0.9, fin), (-1.16, fin), (-1.04, -0.06))),
-        Piece("propeller", ellipse(1.04, 0.0, 0.075, 0.38)),
+        Piece("propeller", ellipse(1.04, 0.0, 0.09, 0.42)),
         Piece("wheel", ellipse(0.6, 0.34, 0.13), 1.0, 0),
         Piece("wheel", ellipse(0.6, 0.34, 0.06), 2.3, 0),
         Piece("wheel", ellipse(-0.5, 0.34, 0.13), 1.0, 1),
@@ -101,8 +101,8 @@ def sailboat(u):
     tip, boom, jib = u(-1.0, -0.86), u(0.68, 0.85), u(-0.66, -0.52)
     return [
         Piece("rudder", polygon((-0.9, 0.46), (-1.12, 0.46), (-1.1, 1.04), (-0.72, 1.04), (-0.7, 0.7))),
-        Piece("mast", box(-0.06, -1.08, 0.06, 0.46)),
-        Piece("flag", polygon((0.0, -1.32), (0.5, -1.18), (0.0, -1.02))),
+        Piece("mast", box(-0.06, -1.1, 0.06, 0.46)),
+        Piece("flag", polygon((0.0, -1.38), (0.58, -1.2), (0.0, -1.0))),
         Piece("sail", polygon((0.1, tip), (0.12, 0.24), (boom, 0.24), (0.5, -0.3))),
         Piece("sail", polygon((-0.1, tip + 0.16), (-0.1, 0.14), (jib, 0.14)), 0.88, 1),
         Piece("cabin", rounded(-0.62, 0.17, 0.02, 0.5, 0.07)),
