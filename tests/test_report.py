@@ -11,8 +11,10 @@ from PIL import Image, ImageDraw
 
 from data_pipelines.masks import encode_rle
 from plum_jax.errors import UserError
+from plum_jax.evaluation import partonomy
+from plum_jax.evaluation.masks import STRATEGIES
 from plum_jax.report import main, write_report
-from plum_jax.report.analysis import by_area, by_part, confusion, named_parts, pick_samples, pick_worst
+from plum_jax.report.analysis import by_area, by_part, confusion, pick_samples, pick_worst
 from plum_jax.report.charts import line_chart
 from plum_jax.report.data import read_run
 
@@ -52,8 +54,8 @@ def make_instance(index, image_path, masks, rng, skill):
     order = rng.permutation(5)
     lists, correct = [lists[i] for i in order], int(np.flatnonzero(order == 0)[0])
     predicted = correct if rng.random() < skill else int(rng.integers(5))
-    scores = [-1.2 - 0.5 * float(rng.random()) for _ in range(5)]
-    scores[predicted] = -0.4
+    losses = [1.2 + 0.5 * float(rng.random()) for _ in range(5)]
+    losses[predicted] = 0.4
     choices = [f"The lamp in the image has the following visible parts: {list_of(parts)}." for parts in lists]
     spans, at = [], choices[predicted].index(": ")
     for part in lists[predicted]:
@@ -74,16 +76,18 @@ def make_instance(index, image_path, masks, rng, skill):
     return {
         "instance_id": f"q{index}", "image_path": image_path, "image_label": "lamp", "question_type": kind,
         "questions": ["What visible parts does the lamp have?"] + ["What is the object in the image?"] * asks_object,
-        "choices": choices, "answer_parts": lists, "correct": correct, "predicted": predicted, "predicted_published": predicted,
-        "scores": {"answer_mean": scores, "answer_sum": [9 * s for s in scores], "full_mean": [s / 3 for s in scores]},
+        "choices": choices, "choice_parts": lists, "correct": correct, "predicted": predicted, "predicted_published": predicted,
+        "scores": {"answer_mean": losses, "answer_sum": [9 * x for x in losses], "full_mean": [x / 3 for x in losses]},
         "object_choices": ["It is a lamp.", "It is a chair.", "It is a truck."] if asks_object else None,
-        "object_scores": [-0.1, -1.0, -2.0] if asks_object else None,
+        "object_scores": {"answer_mean": [0.1, 1.0, 2.0]} if asks_object else None,
         "object_correct": 0 if asks_object else None, "object_predicted": 0 if asks_object else None,
+        "object_predicted_published": 0 if asks_object else None,
         "gt_parts": gt, "gt_masks": [encode_rle(m) for m in masks.values()],
-        "published": {"spans": [], "gmiou": 0.5 + 0.4 * skill},
+        "published": {"spans": [], "gmiou": skill, "ious": dict.fromkeys(STRATEGIES, [skill] * len(gt))},
         "end_to_end": {
             "answer": choices[predicted], "spans": spans, "gmiou_strict": sum(ious.values()) / len(ious), "pair_ious": ious,
             "span_counts": {"matched": len(spans), "predicted": len(spans), "target": len(lists[predicted])},
+            "bio_counts": [[9, 9], [4, 3], [2, 1]],
             "false_masks": false, "masks": len(spans),
         },
     }  # fmt: skip
@@ -99,13 +103,14 @@ def make_run(folder, *, images=20, seed=0, evaluations=((0, 0.05), (950, 0.85)))
         out = run / "eval" / str(step) / "test"
         out.mkdir(parents=True)
         names = [path for path in scenes for _ in range(3)]
-        lines = [json.dumps(make_instance(i, path, scenes[path], rng, skill)) for i, path in enumerate(names)]
-        (out / "instances.jsonl").write_text("\n".join(lines) + "\n")
+        records = [make_instance(i, path, scenes[path], rng, skill) for i, path in enumerate(names)]
+        (out / "instances.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         results = {
-            "benchmark": "partonomy",
             "split": "test",
-            "data": {"path": str(folder / "data")},
+            "data": {"path": str(folder / "data/partonomy_qa_pairs_test.json")},
             "counts": {"skipped": {"a": 2}},
+            "summary": partonomy.summary(records),
+            "protocols": partonomy.protocols(records),
         }
         (out / "results.json").write_text(json.dumps(results))
     run.mkdir(exist_ok=True)
@@ -276,17 +281,6 @@ def test_command(tmp_path, capsys):
         main([str(folder)])
 
 
-def test_named_parts():
-    start = "The lamp in the image has the following visible parts"
-    assert named_parts(f"{start}: base.") == ["base"]
-    assert named_parts(f"{start}: base, and shade.") == ["base", "shade"]
-    assert named_parts(f"{start} in common with a chair: andiron, left leg, and andiron top.") == [
-        "andiron",
-        "left leg",
-        "andiron top",
-    ]
-
-
 def test_samples_cover_the_types_and_worst_are_worst(tmp_path):
     instances = read_run(make_run(tmp_path / "a", images=12)).after.instances
     samples = pick_samples(instances, 10)
@@ -305,7 +299,7 @@ def test_tables_count_every_part(tmp_path):
     assert sum(p.targets for p in parts) == targets
     assert sum(p.masks for p in parts) == sum(len(i.spans) for i in instances)
     table = confusion(instances)
-    assert table.wrong == sum(set(named_parts(i.choices[i.predicted])) != set(i.gt_parts) for i in instances)
+    assert table.wrong == sum(set(i.choice_parts[i.predicted]) != set(i.gt_parts) for i in instances)
     assert table.rows[-1] == "(nothing)" or "(nothing)" not in table.rows
 
 

@@ -1,6 +1,5 @@
 """What the report says about the instances of an evaluation: which to show, what was confused, where masks are poor."""
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
@@ -9,12 +8,6 @@ import numpy as np
 from data_pipelines.masks import decode_segmentation
 
 AREA_EDGES = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 1.0)  # shares of the image
-
-
-def named_parts(choice):
-    """Part names of an answer that ends with the list of the question templates ("...: a, b, and c.", D 3.1)."""
-    names = choice.rsplit(": ", 1)[-1].removesuffix(".").split(", ")
-    return [*names[:-1], re.sub("^and ", "", names[-1])] if len(names) > 1 else names
 
 
 def pick_samples(instances, count):
@@ -53,7 +46,7 @@ def confusion(instances, *, size=14, pairs=12):
     counts = Counter()
     wrong = 0
     for instance in instances:
-        target, named = set(instance.gt_parts), set(named_parts(instance.choices[instance.predicted]))
+        target, named = set(instance.gt_parts), set(instance.named)
         if target == named:
             continue
         wrong += 1
@@ -114,7 +107,7 @@ def by_part(instances):
     """One row per part name that is a target or has a mask; poorest first, names without a target last."""
     ious, named, drawn, false = defaultdict(list), Counter(), Counter(), Counter()
     for instance in instances:
-        said = set(named_parts(instance.choices[instance.predicted]))
+        said = set(instance.named)
         for part in instance.gt_parts:
             ious[part].append(instance.pair_ious.get(part, 0.0))
             named[part] += part in said

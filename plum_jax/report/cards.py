@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from data_pipelines.images import load_image
 from data_pipelines.masks import decode_segmentation
 from plum_jax.errors import UserError
-from plum_jax.report.analysis import named_parts
 from plum_jax.report.pictures import COLOURS, jpeg_uri, mask_uri, pin
 
 
@@ -35,7 +34,7 @@ class Phrase:
 @dataclass(frozen=True)
 class Choice:
     text: str
-    score: float | None
+    loss: float | None
     share: float  # of the bar, 0 to 1, the best choice has 1
     chosen: bool
     correct: bool
@@ -65,7 +64,7 @@ def make_card(instance, root, score_key):
     object_lead, objects = "", []
     if instance.object_choices:
         object_lead, objects = _choices(
-            instance.object_choices, instance.object_scores, instance.object_predicted, instance.object_correct
+            instance.object_choices, instance.object_scores.get(score_key), instance.object_predicted, instance.object_correct
         )
     return Card(instance, picture, problem, phrases, missed, choices, object_lead, objects)
 
@@ -103,12 +102,11 @@ def _phrases(instance, size):
         at = span.end
         seen.add(span.part or span.phrase)
     pieces.append(Phrase(instance.answer[at:], 0))
-    said = set(named_parts(instance.answer))
     missed = []
     for part in (p for p in instance.gt_parts if p not in seen):
         number += 1
         colour = COLOURS[(number - 1) % len(COLOURS)]
-        note = "named, but not tagged" if part in said else ""
+        note = "named, but not tagged" if part in instance.named else ""
         missed.append(Phrase(part, number, colour, target=_overlay(targets[part], size, colour), iou=0.0, note=note))
     return [p for p in pieces if p.text], missed
 
@@ -129,20 +127,19 @@ def _overlay(rle, size, colour):
     return Overlay(mask_uri(mask, size, colour), *pin(mask)) if mask.any() else None
 
 
-def _choices(texts, scores, chosen, correct):
-    """Choices without the words that they all share, each with its score and a bar from the worst (0) to the best (1)."""
+def _choices(texts, losses, chosen, correct):
+    """Choices without the words that they all share, each with its loss and a bar from the worst (0) to the best (1)."""
     lead = common_lead(texts)
-    scores = list(scores) if scores else [None] * len(texts)
-    known = [s for s in scores if s is not None]
-    low, spread = (min(known), (max(known) - min(known)) or 1.0) if known else (0.0, 1.0)
-    bars = [0.0 if s is None else (s - low) / spread for s in scores]
-    if known and chosen is not None and bars[chosen] < 0.5:  # the scores are losses: less is better
-        bars = [1 - b for b in bars]
-    choices = [
-        Choice(t[len(lead) :].removesuffix("."), s, b, i == chosen, i == correct)
-        for i, (t, s, b) in enumerate(zip(texts, scores, bars, strict=True))
+    if losses:
+        spread = (max(losses) - min(losses)) or 1.0
+        bars = [(max(losses) - loss) / spread for loss in losses]
+    else:
+        losses, bars = [None] * len(texts), [0.0] * len(texts)
+    rows = zip(texts, losses, bars, strict=True)
+    return lead, [
+        Choice(text[len(lead) :].removesuffix("."), loss, bar, i == chosen, i == correct)
+        for i, (text, loss, bar) in enumerate(rows)
     ]
-    return lead, choices
 
 
 def common_lead(texts):

@@ -32,11 +32,12 @@ class Instance:
     question_type: str
     questions: list[str]
     choices: list[str]
-    scores: dict[str, list[float]]
+    choice_parts: list[list[str]]
+    scores: dict[str, list[float]]  # negative log-likelihoods: the least wins
     correct: int
     predicted: int
     object_choices: list[str] | None
-    object_scores: list[float] | None
+    object_scores: dict[str, list[float]]
     object_correct: int | None
     object_predicted: int | None
     gt_parts: list[str]
@@ -45,6 +46,11 @@ class Instance:
     spans: list[Span]
     gmiou: float | None  # end to end, strict
     pair_ious: dict[str, float]
+
+    @property
+    def named(self):
+        """Parts of the chosen answer."""
+        return self.choice_parts[self.predicted]
 
     @property
     def right(self):
@@ -60,7 +66,6 @@ class Evaluation:
     split: str
     results: dict
     instances: list[Instance]
-    raw: list[dict]  # the same instances as the evaluation wrote them, for its scorers
     unreadable_lines: int
 
     @property
@@ -119,16 +124,14 @@ def _find_evaluations(work):
 
 def read_evaluation(step, split, folder):
     """One evaluation folder. A line that is not an instance is counted and left out."""
-    instances, raw, unreadable = [], [], 0
+    instances, unreadable = [], 0
     with open(folder / "instances.jsonl", encoding="utf-8") as lines:
         for line in filter(str.strip, lines):
             try:
-                row = json.loads(line)
-                instances.append(_instance(row))
-                raw.append(row)
-            except (KeyError, TypeError, ValueError, AttributeError):
+                instances.append(_instance(json.loads(line)))
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError):
                 unreadable += 1
-    return Evaluation(folder, step, split, _read_json(folder / "results.json"), instances, raw, unreadable)
+    return Evaluation(folder, step, split, _read_json(folder / "results.json"), instances, unreadable)
 
 
 def _instance(row):
@@ -140,11 +143,12 @@ def _instance(row):
         question_type=str(row["question_type"]),
         questions=[str(q) for q in row["questions"]],
         choices=[str(c) for c in row["choices"]],
+        choice_parts=[[str(p) for p in parts] for parts in row["choice_parts"]],
         scores=dict(row.get("scores") or {}),
         correct=int(row["correct"]),
         predicted=int(row["predicted"]),
         object_choices=row.get("object_choices"),
-        object_scores=_object_scores(row.get("object_scores")),
+        object_scores=dict(row.get("object_scores") or {}),
         object_correct=row.get("object_correct"),
         object_predicted=row.get("object_predicted"),
         gt_parts=[str(p) for p in row["gt_parts"]],
@@ -154,11 +158,6 @@ def _instance(row):
         gmiou=end_to_end.get("gmiou_strict"),
         pair_ious={str(k): float(v or 0.0) for k, v in (end_to_end.get("pair_ious") or {}).items()},
     )
-
-
-def _object_scores(scores):
-    """The scores of the object question come as a list, or as a dictionary like those of the part question."""
-    return scores.get("answer_mean") if isinstance(scores, dict) else scores
 
 
 def _span(row):

@@ -15,14 +15,16 @@ from plum_jax.report.charts import line_chart
 HERE = Path(__file__).parent
 SAMPLES, WORST = 30, 10
 MAIN_TYPE = "identification_with_label"
-COLUMNS = (  # key of the summary, heading of the column, lower is better
-    ("part_accuracy", "part accuracy", False),
-    ("object_accuracy", "object accuracy", False),
-    ("span_f1", "phrase F1", False),
-    ("gmiou_macro", "IoU, per question", False),
-    ("gmiou_micro", "IoU, per mask", False),
-    ("false_mask_rate", "false masks", True),
-    ("gmiou_macro_published", "IoU, per question", False),
+COLUMNS = (  # heading, where it is in `protocols` of results.json
+    ("part accuracy", ("end_to_end", "mc_part_text", "accuracy")),
+    ("object accuracy", ("end_to_end", "mc_object_text", "accuracy")),
+    ("phrase F1", ("end_to_end", "span", "f1")),
+    ("IoU, per question", ("end_to_end", "mask_macro", "gmIoU-paired_strict")),
+    ("IoU, per mask", ("end_to_end", "mask_micro", "gmIoU-paired_strict")),
+    ("false masks", ("end_to_end", "false_mask_rate")),
+    ("part accuracy", ("published", "mc_part_text", "accuracy")),
+    ("IoU, per question", ("published", "mask_macro", "gmIoU-paired")),
+    ("IoU, per mask", ("published", "mask_micro", "gmIoU-paired")),
 )
 HEADLINE = (  # key, name, explanation, target of the tiny configuration, lower is better
     ("span_f1", "Phrases found", "F1 of the phrases that the model marks in its answer, exact boundaries", 0.95, False),
@@ -58,6 +60,7 @@ class Tile:
     before: float | None
     target: float | None
     lower: bool
+    interval: list | None  # 95 %, bootstrap over images
 
     @property
     def met(self):
@@ -68,12 +71,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of question types; `before` and `after` map the keys of COLUMNS to a number or None."""
+    """One line of the table of question types; `before` and `after` hold a number or None for each of COLUMNS."""
 
     name: str
     n: int
-    after: dict
-    before: dict
+    after: list
+    before: list
     main: bool = False
 
 
@@ -136,7 +139,7 @@ def _heading(run):
         "untrained": before is not None and before.step == 0,
         "before_step": "untrained" if before is not None and before.step == 0 else f"step {before.step}" if before else "",
         "after_step": f"step {after.step}" if after is not None and after.step is not None else "training",
-        "columns": [(key, name, lower) for key, name, lower in COLUMNS],
+        "columns": [(name, path[0]) for name, path in COLUMNS],
         "n_questions": len(after.instances) if after else 0,
         "n_choices": len(after.instances[0].choices) if after and after.instances else 0,
         "chance": _mean([1 / len(i.choices) for i in after.instances]) if after else None,
@@ -145,36 +148,40 @@ def _heading(run):
 
 
 def _scores(run):
-    """Tiles and table. The scores are those of the evaluation; nothing is computed twice."""
-    from plum_jax.evaluation.partonomy import summary
-
-    empty = {"tiles": [], "rows": [], "headline_type": ""}
-    if run.after is None or not run.after.instances:
-        return empty
-    after = summary(run.after.raw, run.after.skipped)
-    before = summary(run.before.raw, run.before.skipped) if run.before is not None and run.before.raw else {}
-    types = after["by_question_type"]
+    """Tiles and table, from the results.json of the evaluations: nothing is computed twice."""
+    after, before = (e.results if e is not None else {} for e in (run.after, run.before))
+    types = (after.get("summary") or {}).get("by_question_type") or {}
+    if not types:
+        return {"tiles": [], "rows": [], "headline_type": ""}
     main = MAIN_TYPE if MAIN_TYPE in types else next(iter(types))
-    aims = run.name == "tiny"
-    earlier = before.get("by_question_type", {})
-    keys = [key for key, _, _ in COLUMNS]
-
-    def row(name):
-        scores, old = types[name], earlier.get(name, {})
-        return Row(name, scores["n_instances"], {k: scores.get(k) for k in keys}, {k: old.get(k) for k in keys}, name == main)
-
+    earlier = ((before.get("summary") or {}).get("by_question_type") or {}).get(main, {})
+    intervals = _look_up(after, "end_to_end", main, ("interval_95",)) or {}
+    aims = run.name == "tiny" and main == MAIN_TYPE
     tiles = [
-        Tile(
-            name,
-            explain,
-            types[main].get(key),
-            earlier.get(main, {}).get(key),
-            target if aims and main == MAIN_TYPE else None,
-            lower,
-        )
+        Tile(name, explain, types[main].get(key), earlier.get(key), target if aims else None, lower, intervals.get(key))
         for key, name, explain, target, lower in HEADLINE
     ]
-    return {"tiles": tiles, "rows": [row(name) for name in types], "headline_type": main.replace("_", " ").capitalize()}
+    rows = [
+        Row(
+            name,
+            types[name]["n_instances"],
+            [_look_up(after, path[0], name, path[1:]) for _, path in COLUMNS],
+            [_look_up(before, path[0], name, path[1:]) for _, path in COLUMNS],
+            name == main,
+        )
+        for name in types
+    ]
+    return {"tiles": tiles, "rows": rows, "headline_type": main.replace("_", " ").capitalize()}
+
+
+def _look_up(results, protocol, question_type, keys):
+    """A number of results.json, None where it is missing or counts nothing."""
+    group = ((results.get("protocols") or {}).get(protocol) or {}).get(question_type)
+    for key in keys:
+        if not isinstance(group, dict) or group.get("total") == 0:  # the accuracy of no question is not 0
+            return None
+        group = group.get(key)
+    return group
 
 
 def _parts(run):
