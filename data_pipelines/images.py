@@ -22,9 +22,9 @@ def load_image(path):
 
 
 def longest_side(hw, size):
-    """Height and width after the longest side became `size` (M 1.4): int(x * scale + 0.5)."""
+    """Height and width after the longest side became `size` (M 1.4): int(x * scale + 0.5), and at least 1."""
     scale = size / max(hw)
-    return int(hw[0] * scale + 0.5), int(hw[1] * scale + 0.5)
+    return max(1, int(hw[0] * scale + 0.5)), max(1, int(hw[1] * scale + 0.5))
 
 
 def _resize(image, hw, resample):

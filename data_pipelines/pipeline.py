@@ -26,10 +26,14 @@ def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
             f"multiple of config.data.grounded {(n, m)}; change one of them"
         )
 
+    def record(position, _):
+        epoch, place = divmod(position, len(source))
+        return source[int(_epoch_order(len(source), config.seed, epoch)[place])]
+
     def build(index, drawn):
         return source.row(*drawn, grounded=index % m < n)
 
-    records = grain.MapDataset.range(len(source)).seed(config.seed).repeat().map_with_index(_shuffled(source, config.seed))
+    records = grain.MapDataset.range(len(source)).seed(config.seed).repeat().map_with_index(record)
     rows = records.random_map(source.choose).map_with_index(build)  # the index in the endless sequence says who is grounded
     local = rows.batch(size, drop_remainder=True, batch_fn=collate)[host::hosts][start:]
     # Elements are whole batches: a few ahead are enough, and the rest of the machine is busy with the step.
@@ -39,21 +43,10 @@ def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
     return iter(dataset)
 
 
-def _shuffled(source, seed):
-    """(position in the endless sequence, _) -> record; every epoch is a new permutation.
-
-    Grain's own shuffle walks through cycles of at least 2 ** 16 numbers: 6 ms an element for a folder of four images.
-    """
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch):
-        return np.random.default_rng((seed, epoch)).permutation(len(source))
-
-    def record(position, _):
-        epoch, place = divmod(position, len(source))
-        return source[int(order(epoch)[place])]
-
-    return record
+@functools.lru_cache(maxsize=4)
+def _epoch_order(size, seed, epoch):
+    """Grain's own shuffle walks through cycles of at least 2 ** 16 numbers: 6 ms an element for a folder of four images."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def collate(rows):

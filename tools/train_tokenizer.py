@@ -35,8 +35,8 @@ What is the object in the image? It is a It is an"""
 # Other everyday parts and things, so that a phrase outside the embedded data does not fall into letters at once.
 NAMES = """handle lid spout base leg seat back arm wheel wing tail engine door window roof mirror bumper headlight blade stem
 neck body foot head ear eye nose mouth hand hull sail deck mast rotor cockpit propeller trigger barrel button screen cable plug
-cord cup bowl plate bottle knife fork spoon lamp chair table bed sofa truck bus boat ship plane drone bird dog cat horse fish tree
-flower hammer saw drill clock phone bag hat shoe box basket pot pan kettle"""
+cord cup bowl plate bottle knife fork spoon lamp chair table bed sofa truck bus boat ship plane drone bird dog cat horse fish
+tree flower hammer saw drill clock phone bag hat shoe box basket pot pan kettle"""
 
 ENGLISH = """Look at the picture and say what you can see in it. There is a small red house with a green door near the water.
 The man on the left holds a black bag in his right hand, and the woman behind him is wearing a long white coat.

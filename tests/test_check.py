@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+from fixtures_partonomy import question, write_entries, write_folder
+from PIL import Image
+
+from data_pipelines.check import check_folder, main
+from plum_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_folder(tmp_path)
+    return tmp_path
+
+
+def problems(folder):
+    return [f"{p['file']} {p['entry']} {p['problem']}" for p in check_folder(folder)["problems"]]
+
+
+def test_a_good_folder(folder, capsys):
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "partonomy_qa_pairs_train.json: 12 questions, 4 images, 1 objects, 3 parts, 12 masks" in text
+    assert "no problems" in text
+    assert main([str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] == []
+    counts = report["files"]["partonomy_qa_pairs_train.json"]
+    assert counts["types"] == {"identification_with_label": 4, "part_to_whole": 4, "positive_with_label": 4}
+
+
+def test_every_fault_is_listed(folder, capsys):
+    entries = [question(f"images/train_{i}.png", Image.open(folder / f"images/train_{i}.png").size[::-1]) for i in range(4)]
+    entries[0]["answer_types"] = ["correct"] * 5
+    entries[1]["answer_choices"][3] = "Nothing."
+    entries[2]["segmentations"]["base"][0]["counts"] = "zzz"
+    entries[2]["segmentations"]["wheel"] = [{"size": [8, 9], "counts": [30, 42]}]
+    entries[3]["segmentations"]["pole"] = [{"size": list(entries[3]["segmentations"]["base"][0]["size"]), "counts": [64 * 54]}]
+    entries.append(question("images/none.png", (4, 4)))
+    (folder / "images/broken.png").write_bytes(b"no")
+    entries.append(question("images/broken.png", (40, 40)))
+    write_entries(folder, entries)
+    write_entries(folder, [question("images/train_1.png", (48, 66))], "test")
+    (folder / "partonomy_qa_pairs_val.json").write_text("{", encoding="utf-8")
+    assert main([str(folder)]) == 1
+    text = capsys.readouterr().out
+    name = "partonomy_qa_pairs_train.json"
+    for expected in (
+        f"{name} entry 0: answer_types is",
+        f"{name} entry 1: answer 'Nothing.' does not end",
+        f"{name} entry 2: mask of 'base': ",
+        f"{name} entry 2: mask of 'wheel' is 8 x 9, the upright image 56 x 60",
+        f"{name} entry 3: mask of 'pole' is empty",
+        f"{name} entry 4: ",
+        "none.png: no such image",
+        "broken.png: not a readable image",
+        f"{name} entry 1: image images/train_1.png is also in partonomy_qa_pairs_test.json",
+        "partonomy_qa_pairs_val.json: not readable as JSON",
+        f"{name}: part 'wheel' is not among the parts of dataset.json",
+    ):
+        assert expected in text
+    assert "\n1. partonomy" in text
+
+
+def test_turned_images_are_measured_upright(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(folder / "images/turned.png", exif=exif)
+    write_entries(folder, [question("images/turned.png", (40, 60))])
+    assert problems(folder) == []
+    write_entries(folder, [question("images/turned.png", (60, 40))])
+    assert len(problems(folder)) == 3
+
+
+def test_wrong_use(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        main([str(tmp_path / "none")])
+    with pytest.raises(UserError, match="qa_pairs"):
+        main([str(tmp_path)])

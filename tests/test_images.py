@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from data_pipelines.images import CLIP_MEAN_COLOUR, clip_view, load_image, longest_side, sam_view
+from plum_jax.errors import UserError
+
+SIZES = [(60, 90), (88, 64), (50, 50), (37, 123), (300, 1)]
+
+
+def picture(hw, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*hw, 3), np.uint8)
+
+
+def test_load_turns_the_image_upright(tmp_path):
+    pixels = picture((5, 9))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_load_gives_rgb(tmp_path, mode):
+    Image.fromarray(picture((4, 6))).convert(mode).save(tmp_path / "image.png")
+    loaded = load_image(tmp_path / "image.png")
+    assert loaded.shape == (4, 6, 3)
+    assert loaded.dtype == np.uint8
+
+
+def test_bad_images(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    with pytest.raises(UserError, match="no such image"):
+        load_image(path)
+    with pytest.raises(UserError, match="not a readable image"):
+        load_image(tmp_path)
+    Image.fromarray(picture((40, 60))).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a readable image"):
+        load_image(path)
+    path.write_text("not an image")
+    with pytest.raises(UserError, match="not a readable image"):
+        load_image(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="shrink"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("hw", SIZES)
+def test_sam_view_is_pillows_bilinear(hw):
+    image = picture(hw)
+    view, resized = sam_view(image, 128)
+    scale = 128 / max(hw)
+    assert resized == tuple(max(1, int(side * scale + 0.5)) for side in hw) == longest_side(hw, 128)
+    wanted = np.asarray(Image.fromarray(image).resize(resized[::-1], Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(view[: resized[0], : resized[1]], wanted)
+    assert view.shape == (128, 128, 3)
+    assert not view[resized[0] :].any()
+    assert not view[:, resized[1] :].any()
+
+
+def test_sam_view_keeps_an_image_of_the_right_size():
+    image = picture((128, 100))
+    np.testing.assert_array_equal(sam_view(image, 128)[0][:, :100], image)
+
+
+@pytest.mark.parametrize("hw", SIZES[:4])
+def test_center_crop_is_the_clip_processor(hw):
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_normalize=False, do_rescale=False, resample=3
+    )
+    image = picture(hw)
+    wanted = np.asarray(processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0])
+    np.testing.assert_array_equal(clip_view(image, 56, "center_crop"), wanted.transpose(1, 2, 0))
+
+
+def test_center_crop_formula():
+    image = picture((37, 123))
+    wanted = np.asarray(Image.fromarray(image).resize((int(56 * 123 / 37), 56), Image.Resampling.BICUBIC))
+    left = (wanted.shape[1] - 56) // 2
+    np.testing.assert_array_equal(clip_view(image, 56, "center_crop"), wanted[:, left : left + 56])
+
+
+@pytest.mark.parametrize("hw", SIZES)
+def test_pad_shows_the_whole_picture(hw):
+    view = clip_view(picture(hw), 96, "pad")
+    h, w = longest_side(hw, 96)
+    wanted = np.asarray(Image.fromarray(picture(hw)).resize((w, h), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(view[:h, :w], wanted)
+    assert (view[h:] == CLIP_MEAN_COLOUR).all()
+    assert (view[:, w:] == CLIP_MEAN_COLOUR).all()
+
+
+def test_unknown_view():
+    with pytest.raises(UserError, match="pad or center_crop"):
+        clip_view(picture((4, 4)), 8, "stretch")
