@@ -41,7 +41,7 @@ def make_instance(seed, split, index, image_size, difficulty):
             scene = sample_scene(index, split, rng, image_size, difficulty, without)
             picture, masks = render(scene)
             without = too_small(masks, difficulty.smallest_part)
-            if not without:
+            if len(without) in (0, len(masks)):
                 break
         if len(masks) >= 2 and not without and masks.keys() >= set(held_out.get(scene.label, ())):
             return scene.label, picture, masks
