@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from plum_jax.models.plum import bind
 
-jit = functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token"))
+jit = functools.partial(jax.jit, static_argnames="graphdef")
 
 
 class Prefix(NamedTuple):
@@ -142,7 +142,7 @@ def read_rows(graphdef, params, prefix, questions, scores, group, choice):
     return _read(model, hidden, length)
 
 
-@jit
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token"))
 def generate(graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token):
     """Greedy decoding of R prompts of different lengths.
 

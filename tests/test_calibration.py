@@ -51,9 +51,10 @@ def test_raw_confidence():
 
 def test_file_round_trip_and_a_broken_file(tmp_path):
     assert calibration.load(tmp_path) is None
-    curve = calibration.fit(*noisy(200))
+    curve = calibration.fit(*noisy(200), checkpoint="abc")
     path = calibration.save(curve, tmp_path)
-    assert calibration.load(tmp_path) == curve
+    assert calibration.load(tmp_path, "abc") == curve
+    assert calibration.load(tmp_path, "of another step") is None
     path.write_text('{"raw": [1, 0], "iou": [0, 1]}')
     with pytest.raises(UserError, match=r"calibration\.json.*delete"):
         calibration.load(tmp_path)

@@ -33,17 +33,19 @@ class Calibration:
     raw: tuple
     iou: tuple
     n_masks: int
+    checkpoint: str = ""  # SHA-256 of the checkpoint whose masks these were
 
     def __call__(self, raw):
         """Raw confidence, a number or an array -> expected IoU; constant beyond the first and last knot."""
         return np.interp(raw, self.raw, self.iou)
 
 
-def fit(raw, iou):
+def fit(raw, iou, checkpoint=""):
     """Isotonic regression of IoU on raw confidence by pooling adjacent violators.
 
     Args:
       raw, iou: float[n], one entry per mask of the validation split; the IoU of a mask of nothing visible is 0.
+      checkpoint: SHA-256 of the checkpoint.
 
     Returns:
       Calibration, or None with fewer than MIN_MASKS masks.
@@ -58,7 +60,7 @@ def fit(raw, iou):
             (y1, w1, x1), (y2, w2, x2) = blocks.pop(-2), blocks.pop()
             w = w1 + w2
             blocks.append(((y1 * w1 + y2 * w2) / w, w, (x1 * w1 + x2 * w2) / w))
-    return Calibration(tuple(float(b[2]) for b in blocks), tuple(float(b[0]) for b in blocks), len(raw))
+    return Calibration(tuple(float(b[2]) for b in blocks), tuple(float(b[0]) for b in blocks), len(raw), checkpoint)
 
 
 def expected_error(calibration, raw, iou, bins=10):
@@ -77,8 +79,10 @@ def save(calibration, folder):
     return path
 
 
-def load(folder):
-    """FOLDER/calibration.json -> Calibration, or None when there is none.
+def load(folder, checkpoint=""):
+    """FOLDER/calibration.json -> Calibration, or None when there is none for this checkpoint.
+
+    A curve of another step of the run would give scores that look calibrated and are not.
 
     Raises:
       UserError: the file cannot be read as a non-decreasing curve.
@@ -88,10 +92,11 @@ def load(folder):
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        raw, iou = np.array(data["raw"], float), np.array(data["iou"], float)
+        curve = Calibration(tuple(data["raw"]), tuple(data["iou"]), int(data["n_masks"]), str(data["checkpoint"]))
+        raw, iou = np.array(curve.raw, float), np.array(curve.iou, float)
         good = raw.ndim == 1 and raw.shape == iou.shape and raw.size and (np.diff(raw) > 0).all() and (np.diff(iou) >= 0).all()
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
         raise UserError(f"{path}: is not a calibration curve; delete it and run plum evaluate --split val --calibrate again")
-    return Calibration(tuple(raw.tolist()), tuple(iou.tolist()), int(data.get("n_masks", 0)))
+    return curve if curve.checkpoint == checkpoint else None

@@ -1,0 +1,189 @@
+"""`plum evaluate`: a checkpoint on a benchmark -> OUT/results.json and OUT/instances.jsonl."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from plum_jax import __version__, cli, config_io, console
+from plum_jax.errors import UserError
+from plum_jax.run_record import RunRecord, sha256_of, write_json
+
+BENCHMARKS = ("partonomy",)
+
+
+def main(argv=None):
+    """Entry point of `plum evaluate`."""
+    parser = argparse.ArgumentParser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    config_io.add_config_flag(parser, default=None)
+    parser.add_argument("--checkpoint", required=True, help="a run folder, or the word tiny")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder with images/ and partonomy_qa_pairs_SPLIT.json")
+    parser.add_argument("--split", default="test", help="train, val, test or heldout (default test)")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--question-types", metavar="A,B", help="only these; default all in the file")
+    parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--calibrate", action="store_true", help="fit mask scores on this split, beside the checkpoint")
+    args, overrides = config_io.parse_args(parser, argv)
+    from plum_jax.cache import enable_compilation_cache
+    from plum_jax.checkpoint import load_model
+
+    enable_compilation_cache()
+    console.header(f"evaluate {args.benchmark}", args.out)
+    loaded = load_model(args.checkpoint)
+    loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
+    types = args.question_types.split(",") if args.question_types else None
+    with RunRecord(args.out, "evaluate", loaded.config) as record:
+        record.input("questions", question_path(args.data, args.split))
+        record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
+        results = evaluate_folder(
+            loaded, args.data, args.split, args.out, question_types=types, max_images=args.max_images, calibrate=args.calibrate
+        )
+    print(table(results["summary"]))
+    print(f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({results['counts']['scored']} questions)")
+    print(f"Next: plum predict IMAGE --checkpoint={args.checkpoint} --prompt='What visible parts does ... have?' --out=preds")
+
+
+def eval_config(saved, spec, overrides):
+    """The checkpoint's config with what may differ at evaluation: a config file must be the one that was trained.
+
+    Raises:
+      UserError: the file describes another model, or an override touches the model.
+    """
+    if spec is None:
+        config = saved.copy_and_resolve_references()
+        for override in overrides:
+            config_io.apply_override(config, override)
+    else:
+        config = config_io.load_config(spec, overrides)
+    wrong = [key for key in config_io.differences(saved, config, ignore=()) if key.startswith(("model.", "tokenizer"))]
+    if wrong:
+        raise UserError(f"{spec or '--config'}: describes another model than the checkpoint ({wrong[0]}); leave --config out")
+    return config
+
+
+def question_path(folder, split):
+    """The question file of a split. UserError when the folder has none."""
+    from data_pipelines.partonomy.records import question_file
+
+    path = question_file(folder, split)
+    if not path.is_file():
+        have = sorted(p.stem.rpartition("_")[2] for p in Path(folder).glob("partonomy_qa_pairs_*.json"))
+        fix = f"it has the splits {', '.join(have)}" if have else "make one with plum data make --out DIR"
+        raise UserError(f"{path}: no such question file; {fix}")
+    return path
+
+
+def evaluate_folder(
+    loaded, folder, split, out, *, question_types=None, max_images=None, calibrate=False, sizes=None, log=sys.stderr
+):
+    """Scores a model on one split under both protocols and writes OUT/results.json and OUT/instances.jsonl.
+
+    Args:
+      loaded: LoadedModel (or inference.Model). folder, split: a PARTONOMY folder. out: created where missing.
+      question_types: only these. max_images: only the first ones, in file order.
+      calibrate: fit the mask scores on the result and write calibration.json into the run folder of the checkpoint.
+      sizes: runner.Sizes. log: where progress goes; None for silence.
+
+    Returns:
+      The dictionary of results.json (design 1), with `summary` (M of design 1) added.
+
+    Raises:
+      UserError: broken questions, an unreadable image, an unknown question type.
+    """
+    from data_pipelines.partonomy.records import read_questions
+    from plum_jax.evaluation import calibration, partonomy, runner
+    from plum_jax.inference import Model
+
+    began = time.monotonic()
+    model = loaded if isinstance(loaded, Model) else Model(loaded)
+    source = question_path(folder, split)
+    questions = select(read_questions(source), question_types, max_images, source)
+    scorer = partonomy.Scorer(model, split, source, model.config.eval.get("empty_union", "one"))
+    bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", stream=log) if log else None
+    records = []
+    with bar or contextlib.nullcontext():
+        done = (lambda n: bar.update(n)) if bar else None
+        for outcome in runner.run(model, folder, questions, source, sizes, done):
+            records.append(scorer.score(outcome))
+    records.sort(key=lambda r: r["instance_id"])
+    results = {
+        "benchmark": "partonomy",
+        "split": split,
+        "checkpoint": {"path": str(model.path), "sha256": model.sha256},
+        "data": {"path": str(source), "sha256": sha256_of(source), "n_instances": len(questions)},
+        "protocols": partonomy.protocols(records),
+        "summary": partonomy.summary(records),
+        "counts": {"scored": len(records), "skipped": {}},
+        "settings": {
+            "mc_score": model.config.eval.mc_score, "tie": model.config.eval.get("tie", "wrong"),
+            "empty_union": scorer.options["empty_union"], "min_score": model.min_score, "calibrated": model.calibrated,
+        },
+        "seconds": round(time.monotonic() - began, 3),
+        "version": __version__,
+        "command": " ".join(sys.argv),
+    }  # fmt: skip
+    results["calibration"] = _calibrate(model, records, calibrate, calibration, partonomy)
+    write_jsonl(Path(out) / "instances.jsonl", records)
+    write_json(Path(out) / "results.json", results)
+    return results
+
+
+def _calibrate(model, records, fit, calibration, partonomy):
+    """Reports how far mask scores are from the IoU they promise; with `fit`, writes the curve that closes the gap."""
+    raw, iou = partonomy.calibration_pairs(records)
+    report = {"n_masks": len(raw), "error": calibration.expected_error(model.calibration, raw, iou)}
+    if not fit:
+        return report
+    if not model.path:
+        raise UserError("--calibrate: the model has no run folder to write calibration.json into; give a trained checkpoint")
+    curve = calibration.fit(raw, iou, model.sha256)
+    if curve is None:
+        print(f"warning: {len(raw)} masks are too few to calibrate mask scores; they stay raw", file=sys.stderr)
+        return report
+    model.calibration = curve
+    path = calibration.save(curve, model.run_folder)
+    return {**report, "path": str(path), "error_after": calibration.expected_error(curve, raw, iou)}
+
+
+def select(questions, types, max_images, source):
+    """The questions of some types about the first images. UserError for a type that the file does not have."""
+    have = sorted({q.question_type for q in questions})
+    for name in types or ():
+        if name not in have:
+            raise UserError(f"{source}: has no questions of type {name!r}; it has {', '.join(have)}")
+    questions = [q for q in questions if types is None or q.question_type in types]
+    if max_images is not None:
+        paths = set(list(dict.fromkeys(q.image_path for q in questions))[:max_images])
+        questions = [q for q in questions if q.image_path in paths]
+    if not questions:
+        raise UserError(f"{source}: holds no question to score; check the split and --max-images")
+    return questions
+
+
+def write_jsonl(path, records):
+    """One JSON object a line, under a temporary name until complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    os.replace(temporary, path)
+
+
+def table(summary):
+    """Summary M -> the lines that the command prints, in percent."""
+    columns = ("part_accuracy", "object_accuracy", "span_f1", "gmiou_macro", "gmiou_micro", "gmiou_macro_published")
+    show = lambda value: f"{100 * value:10.1f}" if value is not None else "         -"  # noqa: E731
+    heads = ("part acc", "obj acc", "span F1", "gmIoU mac", "gmIoU mic", "published", "false mask", "n")
+    lines = [f"{'question type':<28}" + "".join(f"{head:>11}" for head in heads)]
+    for name, m in summary["by_question_type"].items():
+        cells = [show(m[key]) for key in (*columns, "false_mask_rate")] + [f"{m['n_instances']:10d}"]
+        lines.append(f"{name:<28} " + " ".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,350 @@
+"""A checkpoint as a function: image and prompt -> text whose phrases have masks. `plum_jax.load` is `load` of this file."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from data_pipelines.conversation import IMAGE, encode
+from data_pipelines.images import clip_view, load_image, sam_view
+from plum_jax import coco, generate, overlay
+from plum_jax.errors import UserError
+from plum_jax.evaluation import calibration
+from plum_jax.evaluation.spans import decode_spans
+from plum_jax.models.plum import PlumConfig, build
+
+BATCH_SIZE = 8
+PROMPT_BUCKET = 32  # prompts are padded to a multiple of this: few compiled shapes
+MIN_SPAN_BUCKET = 8  # span slots are padded to a power of two from here; unused ranks cost nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A phrase of an answer and its mask."""
+
+    phrase: str
+    char_start: int  # into the text of the answer
+    char_end: int
+    mask: np.ndarray  # bool[H, W] in the pixels of the upright image
+    score: float  # expected IoU when calibrated, else the raw confidence
+    status: str  # "ok", "empty_mask" or "low_confidence"
+
+    @property
+    def char_span(self):
+        return self.char_start, self.char_end
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model said about one image. `mask_for` gives a mask for any of its words, tagged or not."""
+
+    text: str
+    spans: list
+    image: np.ndarray  # uint8[H, W, 3]
+    prompt: str
+    _context: "Context" = dataclasses.field(repr=False)
+
+    @property
+    def status(self):
+        """ "ok" when a span has a usable mask, else "no_span_tagged" or the status of the first span."""
+        found = [span.status for span in self.spans]
+        return "ok" if "ok" in found else found[0] if found else "no_span_tagged"
+
+    def mask_for(self, phrase):
+        """The mask of any phrase of the answer: a text (its first occurrence) or a range (char_start, char_end).
+
+        A tagged phrase gives its own mask again; any other is decoded as if it had been tagged, behind the tagged phrases
+        that stand before it.
+
+        Raises:
+          UserError: the phrase is not in the answer, or the range is outside of it or covers no token.
+        """
+        if isinstance(phrase, str):
+            start = self.text.lower().find(phrase.strip().lower())
+            if start < 0 or not phrase.strip():
+                raise UserError(f"phrase {phrase!r} is not in the answer {self.text!r}; give words of the answer")
+            end = start + len(phrase.strip())
+        else:
+            start, end = phrase
+            if not 0 <= start < end <= len(self.text):
+                raise UserError(f"range {start}:{end} is outside the answer of {len(self.text)} characters; give a part of it")
+        return self._context.span(start, end)
+
+    def to_coco(self, file_name="image"):
+        """COCO dictionary of this one image, as `plum predict` writes it for many."""
+        return coco.document([coco.record(file_name, self)])
+
+    def show(self):
+        """PIL image with the masks drawn in."""
+        return overlay.draw(self.image, self.spans, title=self.prompt, text=self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What `mask_for` needs to decode one more phrase of an answer."""
+
+    model: "Model"
+    offsets: list  # [(start, end)] characters of each generated token
+    text: str
+    tagged: list  # [(start, end)] token ranges
+    features: np.ndarray  # float32[n, W]
+    confidence: np.ndarray  # float32[n]
+    images: "EncodedImages"
+    index: int
+
+    def span(self, char_start, char_end):
+        tokens = [t for t, (a, b) in enumerate(self.offsets) if a < char_end and b > char_start]
+        if not tokens:
+            raise UserError(f"range {char_start}:{char_end} of the answer {self.text!r} covers no token; give a longer one")
+        wanted = tokens[0], tokens[-1] + 1
+        ranges = [r for r in self.tagged if r[1] <= wanted[0]] + [wanted]
+        embeds = [np.stack([self.features[a:b].mean(0) for a, b in ranges])]
+        low_res = self.model.decode(self.images, [self.index], embeds, rows=1)[0]
+        confidence = float(self.confidence[slice(*wanted)].mean())
+        return self.model.span(self.text, (char_start, char_end), low_res[-1], confidence, self.images, self.index)
+
+
+class EncodedImages(NamedTuple):
+    """B images after both vision towers; B may include padding at the end."""
+
+    tokens: jax.Array  # [B, P, D]
+    embeddings: jax.Array  # [B, g, g, W]
+    resized_hw: np.ndarray  # int[B, 2]
+    original_hw: np.ndarray  # int[B, 2]
+
+
+class Model:
+    """A loaded checkpoint. `model(image, prompt)` answers once, `model.answer(images, prompts)` in batches.
+
+    Args:
+      loaded: LoadedModel of plum_jax.checkpoint.
+      calibrate: False ignores the calibration.json beside the checkpoint.
+
+    Attributes:
+      config, tokenizer, path, sha256: of the checkpoint. calibration: Calibration or None. calibrated: bool.
+      min_score: spans below it have the status low_confidence.
+    """
+
+    def __init__(self, loaded, *, calibrate=True):
+        self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        self.path, self.sha256 = loaded.path, loaded.sha256
+        self.graphdef, _ = build(PlumConfig.from_dict(self.config.model.to_dict()))
+        self.params = jax.tree.map(jnp.asarray, loaded.params)
+        self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
+        self.min_score = float(self.config.eval.min_score)
+        self.end_token = int(self.tokenizer.eos_token_id)
+
+    @property
+    def run_folder(self):
+        """The folder that holds checkpoints/<step> and, beside it, calibration.json."""
+        return Path(self.path).parent.parent
+
+    @property
+    def calibrated(self):
+        return self.calibration is not None
+
+    def __call__(self, image, prompt, **options):
+        """One image (path, PIL image or uint8[H, W, 3]) and one prompt -> Answer."""
+        return self.answer([image], [prompt], batch_size=1, **options)[0]
+
+    def answer(self, images, prompts, *, batch_size=BATCH_SIZE, max_new_tokens=None):
+        """Answers in input order. Each equals what the same image and prompt give alone.
+
+        Args:
+          images: paths, PIL images or uint8[H, W, 3]. prompts: as many texts, or one text for all.
+
+        Raises:
+          UserError: an image cannot be read, or there are not as many prompts as images.
+        """
+        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != len(images):
+            raise UserError(f"{len(images)} images but {len(prompts)} prompts; give one prompt, or one for each image")
+        answers = []
+        for start in range(0, len(images), batch_size):
+            stop = start + batch_size
+            pixels = [as_pixels(image) for image in images[start:stop]]
+            answers += self._answer_batch(pixels, prompts[start:stop], batch_size, max_new_tokens)
+        return answers
+
+    def _answer_batch(self, images, prompts, rows, max_new_tokens):
+        """At most `rows` images, padded to that many so that every batch has one shape."""
+        encoded = self.encode_images(images, rows)
+        texts = [encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template) for prompt in prompts]
+        tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
+        position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
+        limit = int(max_new_tokens or self.config.eval.max_new_tokens)
+        generated, count, readout = jax.device_get(generate.generate(
+            self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=limit,
+            end_token=self.end_token,
+        ))  # fmt: skip
+        said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
+        tagged = [self._tagged(readout.labels[i, : count[i]], offsets) for i, (_, offsets) in enumerate(said)]
+        embeds = [pool(readout.features[i], ranges) for i, ranges in enumerate(tagged)]
+        low_res = self.decode(encoded, range(len(images)), embeds, rows)
+        answers = []
+        for i, (text, offsets) in enumerate(said):
+            confidence, features = readout.confidence[i, : count[i]], readout.features[i, : count[i]]
+            context = Context(self, offsets, text, tagged[i], features, confidence, encoded, i)
+            spans = [
+                self.span(text, (offsets[a][0], offsets[b - 1][1]), low, float(confidence[a:b].mean()), encoded, i)
+                for (a, b), low in zip(tagged[i], low_res[i], strict=True)
+            ]
+            answers.append(Answer(text, spans, images[i], prompts[i], context))
+        return answers
+
+    def _tagged(self, labels, offsets):
+        """Token ranges of the tagged phrases; a range without a visible character (</s> alone) is not one."""
+        return [(a, b) for a, b in decode_spans(labels) if offsets[b - 1][1] > offsets[a][0]]
+
+    def encode_images(self, images, rows):
+        """uint8[H, W, 3] arrays -> EncodedImages of `rows` images, padded with black ones."""
+        clip_size, sam_size = self.config.model.clip.image_size, self.config.model.sam.image_size
+        clip_pixels = np.zeros((rows, clip_size, clip_size, 3), np.uint8)
+        sam_pixels = np.zeros((rows, sam_size, sam_size, 3), np.uint8)
+        resized_hw, original_hw = np.ones((rows, 2), np.int32), np.ones((rows, 2), np.int32)
+        for i, image in enumerate(images):
+            clip_pixels[i] = clip_view(image, clip_size, self.config.data.clip_view)
+            sam_pixels[i], resized_hw[i] = sam_view(image, sam_size)
+            original_hw[i] = image.shape[:2]
+        tokens, embeddings = generate.encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
+        return EncodedImages(tokens, embeddings, resized_hw, original_hw)
+
+    def decode(self, images, index, embeds, rows):
+        """Low-resolution mask logits of the spans of some answers.
+
+        Args:
+          images: EncodedImages. index: which image each answer is about. embeds: per answer float32[n, W] with n >= 0.
+          rows: the answers are padded to this many.
+
+        Returns:
+          Per answer float32[n, 4g, 4g].
+        """
+        index = list(index)
+        most = max((len(e) for e in embeds), default=0)
+        if not most:
+            return [np.zeros((0, 1, 1), np.float32) for _ in embeds]
+        slots = MIN_SPAN_BUCKET
+        while slots < most:
+            slots *= 2
+        width = next(e.shape[-1] for e in embeds if len(e))
+        padded, valid = np.zeros((rows, slots, width), np.float32), np.zeros((rows, slots), bool)
+        for row, e in enumerate(embeds):
+            padded[row, : len(e)], valid[row, : len(e)] = e.reshape(len(e), width), True
+        image = np.array(index + [0] * (rows - len(index)), np.int32)
+        low_res = jax.device_get(generate.decode_masks(self.graphdef, self.params, images.embeddings, image, padded, valid))
+        return [low_res[row, : len(e)] for row, e in enumerate(embeds)]
+
+    def span(self, text, char_span, low_res, tag_confidence, images, index):
+        """One low-resolution mask -> Span at the size of the image."""
+        start, end = strip(text, *char_span)
+        mask, raw = self.mask(low_res, tag_confidence, images, index)
+        score, status = self.judge(mask, raw)
+        return Span(text[start:end], start, end, mask, score, status)
+
+    def mask(self, low_res, tag_confidence, images, index):
+        """-> (bool[H, W], raw confidence)."""
+        size = self.config.model.sam.image_size
+        logits = original_logits(low_res, images.resized_hw[index], images.original_hw[index], size)
+        mask = logits > 0
+        return mask, calibration.raw_confidence(logits, mask, tag_confidence)
+
+    def judge(self, mask, raw):
+        """-> (score, status)."""
+        score = float(self.calibration(raw)) if self.calibrated else raw
+        if not mask.any():
+            return 0.0, "empty_mask"
+        return score, "ok" if score >= self.min_score else "low_confidence"
+
+
+def load(checkpoint="tiny", **options):
+    """A run folder, or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such checkpoint."""
+    from plum_jax.checkpoint import load_model
+
+    return Model(load_model(checkpoint), **options)
+
+
+def as_pixels(image):
+    """Path, PIL image or array -> uint8[H, W, 3], upright. UserError when it is none of them."""
+    if isinstance(image, (str, os.PathLike)):
+        return load_image(image)
+    if hasattr(image, "convert"):
+        from PIL import ImageOps
+
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise UserError(f"image array is {image.dtype}{list(image.shape)}; give uint8[H, W, 3], a path or a PIL image")
+    return image
+
+
+def pad_rows(rows, count, bucket):
+    """Token arrays -> (int32[count, T] with T a multiple of `bucket`, int32[count] lengths); missing rows repeat the first."""
+    rows = [*rows, *[rows[0]] * (count - len(rows))]
+    padded = np.zeros((count, -(-max(map(len, rows)) // bucket) * bucket), np.int32)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded, np.array([len(row) for row in rows], np.int32)
+
+
+def pool(features, ranges):
+    """features [T, W], token ranges -> float32[n, W]: the mean over each range, a span's prompt (M 3.3)."""
+    return np.stack([features[a:b].mean(0) for a, b in ranges]) if ranges else np.zeros((0, features.shape[-1]), np.float32)
+
+
+def strip(text, start, end):
+    """The range without white space at either end; a token's ▁ brings the space before it along."""
+    start += len(text[start:end]) - len(text[start:end].lstrip())
+    return start, start + len(text[start:end].rstrip())
+
+
+def token_offsets(tokenizer, tokens):
+    """Generated ids -> (text without special tokens, [(start, end)] characters of each token).
+
+    Ids are decoded in growing prefixes, because a piece alone may be half of a character (byte fallback) or lose its space.
+    """
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokens = [int(token) for token in tokens]
+    text = decode(tokens)
+    ends, end = [], 0
+    for count in range(1, len(tokens) + 1):
+        end = max(end, len(os.path.commonprefix([decode(tokens[:count]), text])))
+        ends.append(end)
+    return text, list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def original_logits(low_res, resized_hw, original_hw, image_size):
+    """NumPy twin of `resize.to_original` for one mask and any size: nothing is compiled per size, no canvas bounds it.
+
+    The two resize matrices are sparse (bilinear: a few entries in a row), which makes this cheap for large photographs too.
+
+    Args:
+      low_res: float32[h, w] mask logits of the padded square. resized_hw, original_hw: (h, w) of the image in it and of the
+        original. image_size: side of the square in pixels.
+
+    Returns:
+      float32[H, W].
+    """
+    rows = _axis_matrix(int(original_hw[0]), int(resized_hw[0]), low_res.shape[0], image_size)
+    columns = _axis_matrix(int(original_hw[1]), int(resized_hw[1]), low_res.shape[1], image_size)
+    return (columns @ (rows @ low_res).T).T
+
+
+@functools.lru_cache(maxsize=128)
+def _axis_matrix(original, resized, low, image_size):
+    """Sparse float32[original, low]: low -> image_size, crop to `resized`, -> original (M 4.4)."""
+    return (_resize_matrix(original, resized) @ _resize_matrix(image_size, low)[:resized]).astype(np.float32)
+
+
+def _resize_matrix(out_size, in_size):
+    """Sparse float64[out_size, in_size]: bilinear, half-pixel centres, no antialias."""
+    centre = np.clip((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0, in_size - 1)
+    low = np.floor(centre).astype(int)
+    entries = np.stack([1 - (centre - low), centre - low]).ravel()
+    columns = np.stack([low, np.minimum(low + 1, in_size - 1)]).ravel()
+    return scipy.sparse.csr_array((entries, (np.tile(np.arange(out_size), 2), columns)), shape=(out_size, in_size))
