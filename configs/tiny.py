@@ -43,9 +43,9 @@ def get_config(arg=""):
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.data = dict(
-        folder="", train_split="train", template="llava_v1", clip_view="pad",
+        folder="", train_split="train", template="brief", clip_view="pad",
         question_weights=dict(identification_with_label=4.0, default=1.0),
-        global_batch=40, micro_batches=1, conversations=1, grounded=(1, 4), max_tokens=120, max_spans=8, max_masks=8,
+        global_batch=40, micro_batches=1, conversations=1, grounded=(1, 4), max_tokens=72, max_spans=8, max_masks=8,
         canvas=(128, 128), workers=0, cache=True,
     )
     config.train = dict(steps=950, log_every=20, save_every=200, keep=2)

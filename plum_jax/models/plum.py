@@ -125,13 +125,7 @@ class Plum(nnx.Module):
     def decode_masks(self, image_embeddings, span_embeds, span_valid):
         """[R, g, g, W], [R, N, W], bool[R, N] -> (low-resolution logits float32[R, N, 4g, 4g], predicted IoU [R, N])."""
         low_res, iou = feedback.decode_spans(
-            self.prompt_encoder,
-            self.mask_decoder,
-            self.feedback,
-            image_embeddings,
-            span_embeds,
-            span_valid,
-            remat=self.config.remat != "none",
+            self.prompt_encoder, self.mask_decoder, self.feedback, image_embeddings, span_embeds, span_valid
         )
         return low_res.astype(jnp.float32), iou
 
