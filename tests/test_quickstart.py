@@ -42,16 +42,16 @@ def test_bad_arguments(tmp_path):
 @pytest.fixture
 def config():
     """configs/tiny.py with the smallest model, a few steps and one of the virtual devices."""
-    return load_config(
-        "configs/tiny.py",
-        [
-            "model.llama.width=24", "model.llama.depth=1", "model.llama.mlp=32", "model.clip.image_size=24",
-            "model.clip.depth=1", "model.clip.width=24", "model.clip.mlp=32", "model.sam.image_size=48",
-            "model.sam.width=24", "model.sam.depth=2", "model.sam.mlp=32", "model.sam.window=2", "model.sam.global_blocks=(1,)", "model.sam.out_width=16",
-            "mesh.data=1", "model.decoder.mlp=32", "model.decoder.mask_channels=8", "model.decoder.depth=1", "model.tagger.mlp=32",
-            "data.global_batch=4", "train.steps=4", "train.log_every=2", "train.save_every=2",
-        ],
-    )  # fmt: skip
+    sizes = {
+        "llama": "width=24 depth=1 mlp=32",
+        "clip": "image_size=24 width=24 depth=1 mlp=32",
+        "sam": "image_size=48 width=24 depth=2 mlp=32 window=2 global_blocks=(1,) out_width=16",
+        "decoder": "depth=1 mlp=32 mask_channels=8",
+        "tagger": "mlp=32",
+    }
+    overrides = [f"model.{part}.{item}" for part, items in sizes.items() for item in items.split()]
+    run = ["mesh.data=1", "data.global_batch=4", "train.steps=4", "train.log_every=2", "train.save_every=2"]
+    return load_config("configs/tiny.py", overrides + run)
 
 
 @pytest.mark.slow
