@@ -7,7 +7,6 @@ import re
 
 import jax
 import numpy as np
-from flax import nnx
 
 HF_SAM = (  # names of transformers -> names of Meta's checkpoint, in this order (M 9.3)
     (r"^vision_encoder\.", "image_encoder."),
@@ -18,7 +17,7 @@ HF_SAM = (  # names of transformers -> names of Meta's checkpoint, in this order
     (r"neck\.layer_norm1", "neck.1"),
     (r"neck\.conv2", "neck.2"),
     (r"neck\.layer_norm2", "neck.3"),
-    (r"point_embed\.", "point_embeddings."),
+    (r"encoder\.point_embed\.", "encoder.point_embeddings."),
     (r"mask_embed\.conv1", "mask_downscaling.0"),
     (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
     (r"mask_embed\.conv2", "mask_downscaling.3"),
@@ -58,15 +57,6 @@ def tensors(module, prefix=""):
             name = re.sub(pattern, new, name)
         out[name] = value.detach().numpy()
     return out
-
-
-def load(make, params):
-    """The module that `make()` describes, with these parameters; names and shapes must be the same."""
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    want = jax.tree.map(lambda x: x.shape, nnx.to_pure_dict(state))
-    got = jax.tree.map(np.shape, params)
-    assert got == want, f"{got} is not {want}"
-    return nnx.merge(graphdef, params)
 
 
 def linear(t, name):
