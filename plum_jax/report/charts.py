@@ -65,7 +65,10 @@ def _linear_ticks(low, high):
 
 
 def _log_ticks(low, high):
-    return [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    """Powers of ten inside the range, and 2 and 5 times them where it is short."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(exponents) <= 4 else (1,)
+    return [f * 10.0**e for e in exponents for f in factors if 0.95 * low <= f * 10.0**e <= 1.05 * high] or [low, high]
 
 
 def _smooth(values):

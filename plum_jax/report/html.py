@@ -46,9 +46,14 @@ CURVES = {  # column of metrics.csv -> title, explanation
     "bce": ("pixels", "binary cross-entropy of the masks"),
     "patch": ("patches", "auxiliary: which part a patch shows"),
     "reference": ("reference", "divergence from the base model"),
+    "tag_accuracy": ("tag accuracy", "tokens of phrases tagged right"),
+    "mask_iou": ("mask IoU", "of the training masks, phrases given"),
+    "grad_norm": ("gradient norm", "before clipping"),
     "lr": ("learning rate", ""),
     "images_per_second": ("images per second", ""),
+    "data_wait": ("waiting for data", "share of the time of a step"),
 }
+LOGARITHMIC = {"loss", "language", "tag", "shape", "bce", "patch", "reference"}
 NOT_CURVES = {"step", "time", "seconds", "elapsed", "epoch"}
 
 
@@ -226,7 +231,7 @@ def _charts(metrics):
     charts = []
     for name in names:
         title, explain = CURVES.get(name, (name.replace("_", " ").replace("/", ": "), ""))
-        svg = line_chart(title, steps, metrics[name], log=name not in ("lr", "images_per_second"))
+        svg = line_chart(title, steps, metrics[name], log=name in LOGARITHMIC)
         if svg:
             charts.append({"title": title, "explain": explain, "svg": svg})
     return charts
