@@ -1,5 +1,7 @@
 """Masks: COCO run lengths and polygons to arrays and back, part masks, part of each CLIP patch (D 1.3)."""
 
+import functools
+
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
@@ -92,6 +94,7 @@ def part_masks(segmentations, hw):
     return masks
 
 
+@functools.lru_cache(maxsize=1024)
 def _patch_rows(scaled, offset, original, size, patch):
     """float32[size / patch, original]: share of patch row i that pixel row j of the original covers in CLIP's view."""
     edges = np.arange(original + 1) * (scaled / original) - offset

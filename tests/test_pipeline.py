@@ -23,7 +23,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("partonomy")
     write_folder(folder, images=13)
     config = get_config()
-    config.data.update(folder=str(folder), global_batch=16)
+    config.data.update(folder=str(folder), global_batch=16, max_tokens=120, grounded=(1, 4))
     return config.lock()
 
 

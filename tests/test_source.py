@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def tiny(**data):
     config = get_config()
-    config.data.update(data)
+    config.data.update({"template": "llava_v1", "max_tokens": 120, **data})
     return config
 
 

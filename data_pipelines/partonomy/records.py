@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_pipelines.conversation import IMAGE, Span, answer_spans
 from plum_jax.errors import UserError
@@ -101,8 +101,8 @@ def parse_question(entry, path, index):
     for field in FIELDS[:4]:
         if not isinstance(entry.get(field), str) or not entry[field].strip():
             fail(field, "give a text")
-    location = PurePosixPath(entry["image_path"].replace("\\", "/"))
-    if location.is_absolute() or ".." in location.parts or ":" in location.parts[0]:
+    steps = entry["image_path"].replace("\\", "/").split("/")
+    if steps[0] == "" or ":" in steps[0] or ".." in steps:
         fail("image_path", "give a path relative to the folder, without ..")
     if entry["question_type"] not in QUESTION_TYPES:
         fail("question_type", f"use one of {', '.join(QUESTION_TYPES)}")
@@ -162,32 +162,34 @@ def _check_object(entry, fail):
 def conversations(question):
     """Question -> [Choice] in the order of D 4.6: the choices of the first question, then, for the two-turn types, those of
     the second question after the correct answer to the first. Raises ValueError when an answer does not list its parts."""
-
-    def part(index, turn):
-        spans = answer_spans(question.answer_choices[index], question.answer_parts[index])
-        return question.answer_parts[index], tuple(Span(turn, *span) for span in spans)
-
-    ask_part, ask_object = question.question, question.object_question
-    part_answers, object_answers = question.answer_choices, question.object_answer_choices
-    first = IMAGE + "\n"
-    rows = []
-    if question.question_type == "whole_to_part":
-        right = (first + ask_object, object_answers[question.object_correct])
-        for i, answer in enumerate(object_answers):
-            rows.append(Choice(((first + ask_object, answer),), "object", i, i == question.object_correct, (), ()))
-        for i, answer in enumerate(part_answers):
-            rows.append(Choice((right, (ask_part, answer)), "part", i, i == question.correct, *part(i, 1)))
-        return rows
-    for i, answer in enumerate(part_answers):
-        rows.append(Choice(((first + ask_part, answer),), "part", i, i == question.correct, *part(i, 0)))
-    if question.question_type == "part_to_whole":
-        right = (first + ask_part, part_answers[question.correct])
-        for i, answer in enumerate(object_answers):
-            turns = (right, (ask_object, answer))
-            rows.append(Choice(turns, "object", i, i == question.object_correct, *part(question.correct, 0)))
-    return rows
+    counts = {"part": len(question.answer_choices), "object": len(question.object_answer_choices or ())}
+    return [_choice(question, kind, index) for kind in _order(question) for index in range(counts[kind])]
 
 
 def training_conversation(question):
     """The row to train on: the correct choice, for the two-turn types after the correct first answer."""
-    return [row for row in conversations(question) if row.correct][-1]
+    kind = _order(question)[-1]
+    return _choice(question, kind, question.correct if kind == "part" else question.object_correct)
+
+
+def _order(question):
+    """What the turns ask for."""
+    return {"whole_to_part": ("object", "part"), "part_to_whole": ("part", "object")}.get(question.question_type, ("part",))
+
+
+def _choice(question, kind, index):
+    """The row that ends in choice `index` of this kind; turns before it have their correct answers."""
+    order = _order(question)
+    turns, parts, spans = [], (), ()
+    for turn, asked in enumerate(order[: order.index(kind) + 1]):
+        if asked == "object":
+            answer = index if asked == kind else question.object_correct
+            turns.append((question.object_question, question.object_answer_choices[answer]))
+        else:
+            answer = index if asked == kind else question.correct
+            turns.append((question.question, question.answer_choices[answer]))
+            parts = question.answer_parts[answer]
+            spans = tuple(Span(turn, *characters) for characters in answer_spans(turns[-1][1], parts))
+    turns[0] = (f"{IMAGE}\n{turns[0][0]}", turns[0][1])
+    correct = question.correct if kind == "part" else question.object_correct
+    return Choice(tuple(turns), kind, index, index == correct, parts, spans)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class PartonomySource:
     def __init__(self, folder, split, config, tokenizer):
         self.folder, self.config, self.tokenizer = Path(folder), config, tokenizer
         self.path = question_file(folder, split)
-        self.records = _group(read_questions(self.path), config.data.question_weights)
+        self.records = _group(read_questions(self.path), dict(config.data.question_weights))
         if not self.records:
             raise UserError(f"{self.path}: no question has a positive config.data.question_weights; raise one")
         self.parts = read_parts(folder, self.records)
@@ -72,16 +73,17 @@ class PartonomySource:
         texts, slots = self._assign_masks(record, chosen, texts)
         row = _stack([encoded for encoded, _ in texts], data.conversations, data.max_tokens)
         row["sample_id"] = np.int64(record.index)
-        row["clip_pixels"] = self._once(("clip", record.index), self._clip, record)
+        image = functools.cache(lambda: load_image(self.folder / record.image_path))  # at most one reading for all views
+        row["clip_pixels"] = self._once(("clip", record.index), self._clip, image)
         row["patch_part"] = None
         if self.config.loss.patch > 0:
-            row["patch_part"] = self._once(("patch", record.index), self._patch, record)
+            row["patch_part"] = self._once(("patch", record.index), self._patch, record, image)
         row["span_valid"] = np.zeros((data.conversations, data.max_spans), bool)
         row["span_mask_index"] = np.zeros((data.conversations, data.max_spans), np.int8)
         row.update(dict.fromkeys(("sam_pixels", "resized_hw", "original_hw", "masks", "mask_valid")))
         if grounded:
-            row["sam_pixels"], row["resized_hw"] = self._once(("sam", record.index), self._sam, record)
-            self._add_masks(row, record, [owners for _, owners in texts], slots)
+            row["sam_pixels"], row["resized_hw"] = self._once(("sam", record.index), self._sam, image)
+            self._add_masks(row, record, image, [owners for _, owners in texts], slots)
         return row
 
     def _assign_masks(self, record, chosen, texts):
@@ -98,10 +100,10 @@ class PartonomySource:
             kept_texts.append((encoded, owners))
         return kept_texts, slots
 
-    def _add_masks(self, row, record, owners, slots):
+    def _add_masks(self, row, record, image, owners, slots):
         """Target masks, and which of them each span owns. A part with an empty mask keeps its label but owns no target."""
         data = self.config.data
-        names, (height, width), packed = self._once(("masks", record.index), self._masks, record)
+        names, (height, width), packed = self._once(("masks", record.index), self._masks, record, image)
         row["original_hw"] = np.array((height, width), np.int32)
         row["masks"] = np.zeros((data.max_masks, *data.canvas), np.uint8)
         row["mask_valid"] = np.zeros(data.max_masks, bool)
@@ -135,19 +137,16 @@ class PartonomySource:
         encoded = dataclasses.replace(encoded, text="", offsets=unused)
         return encoded, [(record.instances[i], row.parts[s]) for s in kept]
 
-    def _image(self, record):
-        return load_image(self.folder / record.image_path)
+    def _clip(self, image):
+        return clip_view(image(), self.config.model.clip.image_size, self.config.data.clip_view)
 
-    def _clip(self, record):
-        return clip_view(self._image(record), self.config.model.clip.image_size, self.config.data.clip_view)
-
-    def _sam(self, record):
-        view, resized_hw = sam_view(self._image(record), self.config.model.sam.image_size)
+    def _sam(self, image):
+        view, resized_hw = sam_view(image(), self.config.model.sam.image_size)
         return view, np.array(resized_hw, np.int32)
 
-    def _masks(self, record):
+    def _masks(self, record, image):
         """-> ({(instance, part): row}, (H, W), uint8[rows, H, ceil(W / 8)] bit-packed masks of the whole image)."""
-        hw = self._image(record).shape[:2]
+        hw = image().shape[:2]
         if hw[0] > self.config.data.canvas[0] or hw[1] > self.config.data.canvas[1]:
             canvas = tuple(self.config.data.canvas)
             raise UserError(f"{self.folder / record.image_path}: {hw} does not fit config.data.canvas {canvas}; enlarge it")
@@ -165,9 +164,9 @@ class PartonomySource:
                 masks.append(np.packbits(mask, axis=-1))
         return names, hw, np.array(masks, np.uint8).reshape(len(masks), hw[0], -(-hw[1] // 8))
 
-    def _patch(self, record):
+    def _patch(self, record, image):
         """int16[P]: part id, from 1, that covers most of each CLIP patch (`patch_parts`)."""
-        names, hw, packed = self._once(("masks", record.index), self._masks, record)
+        names, hw, packed = self._once(("masks", record.index), self._masks, record, image)
         masks = np.unpackbits(packed, axis=-1, count=hw[1])
         ids = [self._part_ids[part] for _, part in names]
         clip = self.config.model.clip
