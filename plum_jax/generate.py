@@ -103,20 +103,20 @@ def score_choices(graphdef, params, prefix, questions):
     grown = q.tokens.shape[1] + size
     cache = tuple(jnp.pad(x[:, q.image], ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))) for x in (prefix.keys, prefix.values))
     hidden, (keys, values, length) = model.llama.extend(_text(model, q.tokens), (*cache, start), q.length)
-    nll, answer_nll = _sums(model, prefix.hidden[q.image, -1], hidden, q.tokens, q.length, q.is_answer)
+    nll, answer_nll, answer_count = _sums(model, prefix.hidden[q.image, -1], hidden, q.tokens, q.length, q.is_answer)
 
     rows = lambda x, axis=0: jnp.repeat(x, choices, axis)  # noqa: E731  each question's cache, once per choice
     flat = lambda x: x.reshape(groups * choices, *x.shape[2:])  # noqa: E731
     cache = rows(keys, 1), rows(values, 1), rows(length)
     choice_hidden, _ = model.llama.extend(_text(model, flat(q.choice_tokens)), cache, flat(q.choice_length))
     last = jnp.take_along_axis(hidden, q.length[:, None, None] - 1, 1)[:, 0]
-    choice_nll, choice_answer_nll = _sums(
+    choice_nll, choice_answer_nll, choice_count = _sums(
         model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer)
     )
     by_choice = lambda x: x.reshape(groups, choices, *x.shape[1:])  # noqa: E731
     answer = answer_nll[:, None] + by_choice(choice_answer_nll)
     full = (prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll)
-    answer_count = q.is_answer.sum(-1)[:, None] + q.choice_is_answer.sum(-1)
+    answer_count = answer_count[:, None] + by_choice(choice_count)
     full_count = prefix.count + q.length[:, None] + q.choice_length
     return Scores(answer / jnp.maximum(answer_count, 1), answer, full / full_count, hidden, by_choice(choice_hidden))
 
@@ -222,14 +222,15 @@ def _nll(model, hidden, targets):
 
 
 def _sums(model, before, hidden, tokens, length, is_answer):
-    """Summed negative log-likelihood of the tokens of one part of R rows: (all of them, those of the answer).
+    """Summed negative log-likelihood of one part of R rows: (of all tokens, of those of the answer, how many are these).
 
     Args:
       before: [R, D], the state that predicts the first token. hidden: [R, T, D] of `tokens` int32[R, T].
     """
     nll = _nll(model, jnp.concatenate([before[:, None], hidden[:, :-1]], 1), tokens)
     valid = jnp.arange(tokens.shape[1]) < length[:, None]
-    return jnp.where(valid, nll, 0).sum(-1), jnp.where(valid & is_answer, nll, 0).sum(-1)
+    said = valid & is_answer
+    return jnp.where(valid, nll, 0).sum(-1), jnp.where(said, nll, 0).sum(-1), said.sum(-1)
 
 
 def _read(model, hidden, length):

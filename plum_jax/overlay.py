@@ -24,7 +24,8 @@ def draw(image, spans, *, title="", text=""):
     """A picture with its masks.
 
     Args:
-      image: uint8[H, W, 3]. spans: objects with phrase, mask bool[H, W], score and status; empty masks are only listed.
+      image: uint8[H, W, 3]. spans: objects with phrase, mask bool[H, W], score and status; only those with status "ok" are
+        drawn, the others are listed with a hollow swatch.
       title: the prompt. text: the answer.
 
     Returns:
@@ -34,7 +35,7 @@ def draw(image, spans, *, title="", text=""):
     picture = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), np.float32)
     thickness = max(1, round(max(size) / 400))
     order = sorted(range(len(spans)), key=lambda i: -int(np.count_nonzero(spans[i].mask)))  # small masks on top
-    shapes = {i: _resize(spans[i].mask, size) for i in order if spans[i].status != "empty_mask"}
+    shapes = {i: _resize(spans[i].mask, size) for i in order if spans[i].status == "ok"}
     for i, mask in shapes.items():
         picture[mask] = (1 - ALPHA) * picture[mask] + ALPHA * np.array(colour(i), np.float32)
     for i, mask in shapes.items():
@@ -87,7 +88,8 @@ def _with_legend(picture, spans, title, text):
                 pen.text((x, y), entry, PALE, font)
                 continue
             i, label = entry
-            pen.rounded_rectangle((x, y + unit * 0.15, x + unit, y + unit * 1.15), unit // 4, fill=colour(i))
+            fill = colour(i) if spans[i].status == "ok" else None
+            pen.rounded_rectangle((x, y + unit * 0.15, x + unit, y + unit * 1.15), unit // 4, fill, colour(i), 2)
             pen.text((x + 1.4 * unit, y), label, INK, font)
             x += 1.4 * unit + font.getlength(label) + 1.2 * unit
         y += line
