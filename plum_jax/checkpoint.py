@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
@@ -19,6 +20,8 @@ from plum_jax.config_io import config_from_json, config_json, differences
 from plum_jax.errors import UserError
 from plum_jax.params import merge, partition
 from plum_jax.run_record import sha256_of, write_text
+
+logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
 
 
 class LoadedModel(NamedTuple):

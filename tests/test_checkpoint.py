@@ -1,0 +1,204 @@
+"""Saving and restoring a state: other meshes, damaged files, other configs, and loading a model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plum_jax import checkpoint
+from plum_jax.config_io import load_config
+from plum_jax.errors import UserError
+from plum_jax.optim import make_optimizer
+from plum_jax.sharding import make_mesh, tree_sharding
+from plum_jax.train_step import TrainState, init_state
+
+SMALL = [
+    "model.llama.width=24", "model.llama.mlp=32", "model.clip.width=24", "model.clip.mlp=32", "model.clip.depth=1",
+    "model.clip.image_size=48", "model.sam.width=24", "model.sam.mlp=32", "model.sam.depth=2", "model.sam.global_blocks=(1,)",
+    "model.sam.out_width=16", "model.sam.image_size=32", "model.sam.window=3", "model.decoder.mlp=16", "model.decoder.depth=1",
+    "model.tagger.mlp=32", "train.save_every=2",
+]  # fmt: skip
+
+
+def make_state(config, mesh, scale=1.0):
+    params = {
+        "llama": {"embed": scale * jnp.arange(32.0).reshape(8, 4), "layers": {"q_proj": {"kernel": jnp.ones((2, 4, 4))}}},
+        "half": jnp.linspace(0, 1, 5).astype(jnp.bfloat16),
+    }
+    tx, _ = make_optimizer(config.optim, config.train.steps)
+    state = init_state(params, tx)
+    updates, opt_state = tx.update(jax.tree.map(jnp.ones_like, params), state.opt_state, params)
+    state = TrainState(state.step + 1, optax.apply_updates(params, updates), opt_state)
+    shardings = tree_sharding(jax.eval_shape(lambda: state), mesh)
+    return jax.device_put(state, shardings), shardings
+
+
+def save_all(workdir, config, steps, mesh):
+    with checkpoint.open_checkpoints(workdir, config) as checkpointer:
+        for step in steps:
+            state, shardings = make_state(config, mesh, scale=step)
+            checkpoint.save(checkpointer, step, state, config, force=True)
+    return shardings
+
+
+def restore(workdir, config, mesh):
+    state, shardings = make_state(config, mesh)
+    with checkpoint.open_checkpoints(workdir, config) as checkpointer:
+        return checkpoint.restore(checkpointer, jax.eval_shape(lambda: state), shardings, config)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.fixture
+def config():
+    return load_config("tiny", SMALL)
+
+
+MESHES = [dict(data=8, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=8, tensor=1)]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_any_mesh_restores_what_another_wrote(config, tmp_path, sizes):
+    save_all(tmp_path, config, [3], make_mesh(MESHES[1]))
+    mesh = make_mesh(sizes)
+    restored, step = restore(tmp_path, config, mesh)
+    want, shardings = make_state(config, mesh, scale=3)
+    assert step == 3
+    equal(TrainState(**restored), want)
+    embed = restored["params"]["llama"]["embed"]
+    assert embed.sharding.is_equivalent_to(shardings.params["llama"]["embed"], embed.ndim)
+    assert restored["params"]["half"].dtype == jnp.bfloat16
+
+
+def test_keeps_the_last_and_skips_what_the_policy_does_not_want(config, tmp_path):
+    mesh = make_mesh(MESHES[0])
+    state, _ = make_state(config, mesh)
+    with checkpoint.open_checkpoints(tmp_path, config) as checkpointer:
+        saved = [checkpoint.save(checkpointer, step, state, config) for step in range(1, 7)]
+        assert not checkpoint.save(checkpointer, 6, state, config, force=True)  # is there already
+    assert saved == [False, True] * 3
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_nothing_to_restore(config, tmp_path):
+    assert restore(tmp_path, config, make_mesh(MESHES[0])) == (None, 0)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def biggest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()], ids=["cut", "flip", "delete"])
+def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(config, tmp_path, damage, capsys):
+    mesh = make_mesh(MESHES[0])
+    save_all(tmp_path, config, [2, 4], mesh)
+    damage(biggest(tmp_path / "checkpoints" / "4" / "state"))
+    restored, step = restore(tmp_path, config, mesh)
+    assert step == 2
+    equal(TrainState(**restored), make_state(config, mesh, scale=2)[0])
+    assert "warning: checkpoint 4 cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "corrupt" / "4").is_dir()  # nothing is deleted
+    save_all(tmp_path, config, [4], mesh)  # and the step can be saved again
+    assert restore(tmp_path, config, mesh)[1] == 4
+
+
+def test_all_checkpoints_damaged(config, tmp_path):
+    mesh = make_mesh(MESHES[0])
+    save_all(tmp_path, config, [2, 4], mesh)
+    for step in ("2", "4"):
+        cut(biggest(tmp_path / "checkpoints" / step / "config"))
+    with pytest.raises(UserError, match="none of 2 checkpoints can be read"):
+        restore(tmp_path, config, mesh)
+
+
+def test_what_a_kill_left_behind_is_removed(config, tmp_path):
+    mesh = make_mesh(MESHES[0])
+    save_all(tmp_path, config, [2], mesh)
+    left = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    assert restore(tmp_path, config, mesh)[1] == 2
+    assert not left.exists()
+
+
+def test_a_checkpoint_of_another_config_names_the_keys(config, tmp_path):
+    mesh = make_mesh(MESHES[0])
+    save_all(tmp_path, config, [2], mesh)
+    other = load_config("tiny", [*SMALL, "optim.lr=0.5", "seed=3", "train.steps=9"])
+    with pytest.raises(UserError, match=r"another config \(optim.lr, seed differ\)"):
+        restore(tmp_path, other, mesh)
+    assert not (tmp_path / "corrupt").exists()
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """A run folder of an untrained small model whose language model alone is trainable."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = load_config("tiny", [*SMALL, "trainable=llama"])
+    params = checkpoint.initial_model(config).params
+    state = init_state({"llama": jax.tree.map(lambda x: x + 1, params["llama"])}, make_optimizer(config.optim, 10)[0])
+    checkpoint.write_config(tmp_path / "run", config)
+    with checkpoint.open_checkpoints(tmp_path / "run", config) as checkpointer:
+        checkpoint.save(checkpointer, 2, state, config, force=True)
+        checkpoint.save(checkpointer, 4, state, config, force=True)
+    return tmp_path / "run", config, params
+
+
+def test_load_model_joins_trained_and_frozen_parameters(run_folder):
+    folder, config, params = run_folder
+    loaded = checkpoint.load_model(folder)
+    assert loaded.step == 4 and loaded.config == config and len(loaded.sha256) == 64
+    assert len(loaded.tokenizer) == config.model.llama.vocab_size
+    equal(loaded.params, {**params, "llama": jax.tree.map(lambda x: x + 1, params["llama"])})
+    assert checkpoint.load_model(folder / "checkpoints" / "2").step == 2
+
+
+def test_the_word_tiny_is_the_installed_run(run_folder):
+    with pytest.raises(UserError, match="run `plum quickstart` once"):
+        checkpoint.load_model("tiny")
+    checkpoint.install_tiny(run_folder[0])
+    folder = checkpoint.install_tiny(run_folder[0])  # a second time replaces the first
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
+    loaded = checkpoint.load_model("tiny")
+    assert loaded.step == 4 and loaded.sha256 == checkpoint.load_model(run_folder[0]).sha256
+
+
+def test_folders_that_hold_no_model(run_folder, tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint folder"):
+        checkpoint.load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        checkpoint.load_model(tmp_path / "empty")
+
+
+def test_damaged_model_names_the_step_before(run_folder):
+    folder = run_folder[0] / "checkpoints" / "4"
+    cut(biggest(folder / "state"))
+    with pytest.raises(UserError, match="cannot be read.*try .*checkpoints/2"):
+        checkpoint.load_model(run_folder[0])
+
+
+def test_parameters_of_another_model_are_refused(run_folder):
+    folder = run_folder[0] / "checkpoints" / "4" / "config"
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        text = path.read_text(errors="replace")
+        if '"mlp"' in text:
+            changed = json.loads(text)
+            changed["model"]["llama"]["mlp"] = 40
+            path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="3 parameters do not fit the config"):
+        checkpoint.load_model(run_folder[0])
