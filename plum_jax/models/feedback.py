@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.layers import UNIFORM, Linear
+from plum_jax.models.layers import Linear, split_heads
+
+PACKED_XAVIER = jax.nn.initializers.variance_scaling(0.5, "fan_in", "uniform")  # limits of torch's packed [3 D, D] matrix
 
 
 class Folded(NamedTuple):
@@ -47,12 +49,10 @@ class Feedback(nnx.Module):
     """
 
     def __init__(self, width, grid, heads, mask_channels, *, rngs):
-        packed = lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1) * (6 / (4 * width)) ** 0.5  # noqa: E731
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (grid * grid, width)))
-        self.q_proj, self.k_proj, self.v_proj = (
-            Linear(width, width, bias=True, kernel_init=packed, rngs=rngs) for _ in range(3)
-        )  # Xavier limits of torch's packed [3 D, D] matrix
-        self.out_proj = Linear(width, width, bias=True, kernel_init=UNIFORM, rngs=rngs)
+        packed = [Linear(width, width, bias=True, kernel_init=PACKED_XAVIER, rngs=rngs) for _ in range(3)]
+        self.q_proj, self.k_proj, self.v_proj = packed
+        self.out_proj = Linear(width, width, bias=True, rngs=rngs)
         self.film1 = film_layer(width, mask_channels // 4, rngs)
         self.film2 = film_layer(width, mask_channels, rngs)
         self.heads = heads
@@ -61,21 +61,20 @@ class Feedback(nnx.Module):
         """Everything between the 16 channels of a mask and the dense prompt is linear, but for the softmax weights.
 
         Keys, values and the output projection are therefore products of small matrices with the 1x1 convolution of the
-        prompt encoder, and the state lives in mask channels: 16 instead of 256 numbers per head and location. What adds
+        prompt encoder, and the state lives in mask channels: 16 instead of 32 numbers per head and location. What adds
         the same to all logits of a location (positional encoding, biases) cancels in the softmax; in the values it
         becomes a constant. -> Folded.
         """
         with jax.default_matmul_precision("highest"):
-            by_head = lambda x: x.reshape(*x.shape[:-1], self.heads, -1)  # noqa: E731
             kernel, bias = (p[...].astype(jnp.float32) for p in (prompt_encoder.conv3.kernel, prompt_encoder.conv3.bias))
-            query = by_head(self.q_proj(self.queries[...].astype(jnp.float32)))
+            query = split_heads(self.q_proj(self.queries[...].astype(jnp.float32)), self.heads)
             query = query / query.shape[-1] ** 0.5
-            key, value = (by_head(kernel @ p.kernel[...].astype(jnp.float32)) for p in (self.k_proj, self.v_proj))
+            keys, values = (kernel @ p.kernel[...].astype(jnp.float32) for p in (self.k_proj, self.v_proj))
             out = self.out_proj.kernel[...].astype(jnp.float32).reshape(self.heads, -1, bias.shape[0])
             pe = prompt_encoder.dense_pe().reshape(-1, bias.shape[0])
             return Folded(
-                query=jnp.einsum("pnh,cnh->pnc", query, key),
-                value=jnp.einsum("cnh,nhd->ncd", value, out),
+                query=jnp.einsum("pnh,cnh->pnc", query, split_heads(keys, self.heads)),
+                value=jnp.einsum("cnh,nhd->ncd", split_heads(values, self.heads), out),
                 constant=self.out_proj(self.v_proj(pe + bias)),
             )
 

@@ -45,7 +45,7 @@ def randomise(module, seed):
             scale = fan_in**-0.5 if p.ndim > 1 and "norm" not in name else 0.2
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             p.copy_(torch.from_numpy((centre + scale * rng.normal(size=p.shape)).astype(np.float32)))
-    return module.eval()
+    return module.eval().requires_grad_(False)
 
 
 def tensors(module, prefix=""):
