@@ -1,0 +1,204 @@
+"""The training command as a user runs it: killed, resumed, refused, on another mesh; and learning by heart."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fixtures_partonomy import write_folder
+
+from plum_jax import checkpoint, train
+from plum_jax.config_io import load_config
+from plum_jax.logger import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 60
+# The language model and the tagger alone: what is tested is the loop, and every compiled second counts.
+SMALL = [
+    "model.llama.width=24", "model.llama.mlp=32", "model.clip.width=24", "model.clip.mlp=32", "model.clip.depth=1",
+    "model.clip.image_size=48", "model.sam.width=24", "model.sam.mlp=32", "model.sam.depth=2", "model.sam.global_blocks=(1,)",
+    "model.sam.out_width=16", "model.sam.image_size=32", "model.sam.window=3", "model.decoder.mlp=16", "model.decoder.depth=1",
+    "model.tagger.mlp=32", "model.feedback=false", "loss.bce=0", "loss.shape_weight=0", "loss.patch=0", "optim.name=adamw",
+    "trainable=llama|span_tagger", "data.global_batch=16", "data.grounded=(1,2)", "train.log_every=2", "train.save_every=4",
+]  # fmt: skip
+# One device, and a compiler that optimises little.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_folder(folder, images=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(data, tmp_path_factory):
+    """start(workdir, *overrides) -> the real command as a process. All of them share one cache of compiled programs."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def start(workdir, *overrides):
+        values = [*SMALL, f"data.folder={data}", f"train.steps={STEPS}", *overrides]
+        command = [sys.executable, "-m", "plum_jax.train", "--config=configs/tiny.py", f"--workdir={workdir}"]
+        env = {**os.environ, "XLA_FLAGS": FLAGS, "XDG_CACHE_HOME": str(cache)}
+        return subprocess.Popen(
+            [*command, *(f"--config.{value}" for value in values)],
+            cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """A run that nothing interrupted: (run folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(folder)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    return folder, out + err
+
+
+def wait_for(process, path):
+    """Until `path` exists; the process must still be running then."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def steps_saved(folder):
+    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_a_run_says_what_it_does_and_leaves_what_it_promises(whole, data):
+    folder, printed = whole
+    for words in ("device    cpu", "output    ", "trainable (", "as the model sees them", "<image>", "the step needs", "loss="):
+        assert words in printed, words
+    assert f"Wrote {folder}" in printed and "Next: plum evaluate" in printed
+    assert steps_saved(folder) == [STEPS - 4, STEPS]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "done" and record["step"] == STEPS and record["trainable"] < record["parameters"]
+    assert record["inputs"]["data"]["path"].startswith(str(data)) and {"compile", "loop", "total"} <= record["seconds"].keys()
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == list(range(2, STEPS + 1, 2))
+    assert {"lr", "loss", "language", "tag", "grad_norm", "images_per_second", "data_wait"} <= rows[0].keys()
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert list((folder / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_killed_and_preempted_runs_end_bit_equal_to_an_uninterrupted_one(start, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(process, folder / "checkpoints" / "8")
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed_at = steps_saved(folder)[-1]
+
+    process = start(folder)
+    wait_for(process, folder / "checkpoints" / str(killed_at + 12))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert f"Resumed step {killed_at}" in out and "Preempted: saved step " in out
+    assert json.loads((folder / "run.json").read_text())["status"] == "preempted"
+    stopped_at = int(out.rpartition("Preempted: saved step ")[2].partition(";")[0])
+    assert steps_saved(folder)[-1] == stopped_at < STEPS
+
+    process = start(folder)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert f"Resumed step {stopped_at}" in out
+    ours, theirs = checkpoint.load_model(folder), checkpoint.load_model(whole[0])
+    assert ours.step == theirs.step == STEPS
+    assert_same(ours.params, theirs.params)
+    same = ("step", "lr", "loss", "language", "tag")  # but not the times
+    wanted = {row["step"]: [row[name] for name in same] for row in read_metrics(whole[0])}
+    rows = [[row[name] for name in same] for row in read_metrics(folder)]
+    assert [row[0] for row in rows] == sorted(wanted)  # no gap, no repeat
+    inside = [row for row in rows if not stopped_at < row[0] <= stopped_at + 1]  # a row cut by SIGTERM averages fewer steps
+    assert inside == [wanted[row[0]] for row in inside]
+
+
+def test_running_a_finished_run_again_changes_nothing(start, whole):
+    before = (whole[0] / "metrics.csv").read_bytes()
+    process = start(whole[0])
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert "Nothing to do" in out
+    assert (whole[0] / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_folder_of_another_config_is_refused(start, whole):
+    config = (whole[0] / "config.json").read_bytes()
+    process = start(whole[0], "optim.lr=0.5", "model.tagger.dropout=0.1")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2
+    assert "another config (model.tagger.dropout, optim.lr differ)" in err and err.count("\n") == 1
+    assert (whole[0] / "config.json").read_bytes() == config
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.folder=", "run plum data make"),
+        ("data.folder=nowhere", "nowhere"),
+        ("trainable=no_such_path", "matches no parameter"),
+        ("data.global_batch=12", "devices do not divide"),
+        ("mesh.data=3", "does not multiply to 8 devices"),
+        ("train.keep=0", "not a positive number"),
+        ("tokenizer=nowhere", "no tokenizer.json"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(data, tmp_path, override, message):
+    config = load_config("tiny", [*SMALL, f"data.folder={data}", override])
+    with pytest.raises(train.UserError, match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_eight_devices_go_on_where_one_stopped(whole, data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    more = [f"train.steps={STEPS + 2}", "mesh.fsdp=2", "mesh.tensor=2"]
+    result = train.train(load_config("tiny", [*SMALL, f"data.folder={data}", *more]), folder)
+    assert result.step == STEPS + 2 and not result.preempted
+    assert f"Resumed step {STEPS}" in capsys.readouterr().out
+    assert [row["step"] for row in read_metrics(folder)][-2:] == [STEPS, STEPS + 2]
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(start, tmp_path):
+    process = start(tmp_path / "run", "optim.lr=1e30", "optim.warmup_steps=0", "optim.clip_norm=1e30")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "the loss is" in err and "lower --config.optim.lr" in err
+    assert not steps_saved(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_tiny_model_learns_four_examples_by_heart(data, tmp_path):
+    """The whole model with all losses, through the real entry point: what it was shown it must know."""
+    values = [
+        "model.llama.width=48", "model.llama.mlp=96", "model.clip.width=48", "model.clip.mlp=96", "model.clip.depth=1",
+        "model.clip.image_size=48", "model.sam.width=48", "model.sam.mlp=96", "model.sam.depth=2",
+        "model.sam.global_blocks=(1,)", "model.sam.out_width=32", "model.sam.image_size=64", "model.decoder.mlp=64", "model.tagger.mlp=96",
+        "optim.name=adamw", "optim.lr=3e-3", "optim.warmup_steps=10", "data.global_batch=8", "data.grounded=(1,1)",
+        "train.steps=150", "train.log_every=10", "train.save_every=150", f"data.folder={data}",
+    ]  # fmt: skip
+    result = train.train(load_config("tiny", values), tmp_path / "run")
+    assert result.metrics["tag_accuracy"] == 1.0
+    assert result.metrics["language"] < 0.2
+    assert result.metrics["mask_iou"] > 0.7
