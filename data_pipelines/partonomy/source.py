@@ -29,8 +29,7 @@ class Record:
 class PartonomySource:
     """Random access to the images of one split; an item is a `Record`, `example` draws questions and builds the row.
 
-    `parts` is the sorted part vocabulary of the folder. `dropped` counts by reason the spans for which the configured sizes
-    have no room. With config.data.cache everything decoded or tokenised is kept in memory: views as uint8, masks bit-packed.
+    `parts` is the sorted part vocabulary of the folder. `dropped` counts what the configured sizes have no room for. With config.data.cache everything decoded or tokenised is kept in memory: views as uint8, masks bit-packed.
     Raises UserError for a bad folder before any image is read.
     """
 
@@ -54,7 +53,8 @@ class PartonomySource:
 
     @property
     def dropped(self):
-        """Counter {reason: spans}, over the distinct questions that this process has encoded so far."""
+        """Counter over the distinct questions that this process has encoded so far: spans lost to "max_tokens", "max_spans" and
+        "max_masks", and "tokens" cut off the ends."""
         return sum(list(self._drops.values()), collections.Counter())
 
     def choose(self, record, rng):
@@ -129,6 +129,7 @@ class PartonomySource:
         whole = encode(row.turns, self.tokenizer, data.template, row.spans)
         encoded, kept = truncate(whole, data.max_tokens)
         lost = collections.Counter(max_tokens=whole.num_spans - len(kept), max_spans=max(0, len(kept) - data.max_spans))
+        lost["tokens"] = len(whole.tokens) - len(encoded.tokens)
         if lost["max_spans"]:
             kept = kept[: data.max_spans]
             encoded = keep_spans(encoded, range(data.max_spans))
