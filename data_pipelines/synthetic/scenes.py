@@ -18,15 +18,15 @@ class Difficulty:
 
     optional_present: float = 0.5
     core_missing: float = 0.07
-    hue_jitter: float = 6.0  # degrees around the canonical hue of a part
-    tone_jitter: float = 0.06  # of saturation and value
-    rotation: float = 7.0  # degrees, either way
-    flip: float = 0.0
-    size: tuple[float, float] = (0.84, 0.95)  # share of the picture's width or height that the object spans
-    several: float = 0.06  # two instances of the object instead of one
-    distractors: float = 0.35
-    occluder: float = 0.05
-    background_saturation: float = 0.1  # upper bound
+    hue_jitter: float = 12.0  # degrees around the canonical hue of a part
+    tone_jitter: float = 0.09  # of saturation and value
+    rotation: float = 12.0  # degrees, either way
+    flip: float = 0.5
+    size: tuple[float, float] = (0.75, 0.95)  # share of the picture's width or height that the object spans
+    several: float = 0.1  # two instances of the object instead of one
+    distractors: float = 0.5
+    occluder: float = 0.1
+    background_saturation: float = 0.15  # upper bound
     texture: float = 0.03  # strength of the grain on objects and background
     smallest_part: float = 0.006  # share of the picture; parts with less of them visible do not occur
 
