@@ -29,8 +29,9 @@ class Record:
 class PartonomySource:
     """Random access to the images of one split; an item is a `Record`, `example` draws questions and builds the row.
 
-    `parts` is the sorted part vocabulary of the folder. `dropped` counts what the configured sizes have no room for. With config.data.cache everything decoded or tokenised is kept in memory: views as uint8, masks bit-packed.
-    Raises UserError for a bad folder before any image is read.
+    `parts` is the sorted part vocabulary of the folder. `dropped` counts what the configured sizes have no room for.
+    With config.data.cache everything decoded or tokenised is kept in memory: views as uint8, masks bit-packed. Raises
+    UserError for a bad folder before any image is read.
     """
 
     def __init__(self, folder, split, config, tokenizer):
