@@ -283,10 +283,12 @@ def test_command(tmp_path, capsys):
 
 def test_samples_cover_the_types_and_worst_are_worst(tmp_path):
     instances = read_run(make_run(tmp_path / "a", images=12)).after.instances
-    samples = pick_samples(instances, 10)
+    samples = pick_samples(instances, 10, TYPES[1])
     assert len({i.id for i in samples}) == 10
     assert {i.question_type for i in samples} == set(TYPES)
-    assert len(pick_samples(instances, 10_000)) == len(instances)
+    assert samples[0].question_type == TYPES[1]
+    assert len({i.image_path for i in samples}) > 6
+    assert len(pick_samples(instances, 10_000, TYPES[1])) == len(instances)
     worst = pick_worst(instances, 5)
     assert max(i.gmiou for i in worst) <= min(i.gmiou for i in instances if i not in worst)
 

@@ -10,15 +10,19 @@ from data_pipelines.masks import decode_segmentation
 AREA_EDGES = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 1.0)  # shares of the image
 
 
-def pick_samples(instances, count):
-    """`count` instances, as many of each question type as there are, evenly spaced in file order: never by score."""
+def pick_samples(instances, count, first):
+    """`count` instances, as many of each question type as there are, evenly spaced in file order: never by score.
+
+    The types start at different places, because a file asks all its types about the same images. Type `first` comes first.
+    """
     by_type = defaultdict(list)
-    for instance in instances:
+    for instance in sorted(instances, key=lambda i: i.question_type != first):
         by_type[instance.question_type].append(instance)
     shares = dict.fromkeys(by_type, 0)
     for _ in range(min(count, len(instances))):  # one more for the type that has the fewest cards so far
         shares[min((t for t in by_type if shares[t] < len(by_type[t])), key=lambda t: shares[t])] += 1
-    return [by_type[t][round(i)] for t in by_type for i in np.linspace(0, len(by_type[t]) - 1, shares[t])]
+    places = [(t, j, (k + 0.5) / len(shares)) for k, (t, share) in enumerate(shares.items()) for j in range(share)]
+    return [by_type[t][int((j + phase) / shares[t] * len(by_type[t]))] for t, j, phase in places]
 
 
 def pick_worst(instances, count):

@@ -174,7 +174,7 @@ def _scores(run):
             [_look_up(before, path[0], name, path[1:]) for _, path in COLUMNS],
             name == main,
         )
-        for name in types
+        for name in sorted(types, key=lambda name: (name != main, name))
     ]
     return {"tiles": tiles, "rows": rows, "headline_type": main.replace("_", " ").capitalize()}
 
@@ -197,6 +197,7 @@ def _parts(run):
     false = sorted((p for p in parts if p.false_masks), key=lambda p: (-p.false_masks, p.name))
     return {
         "confusion": table,
+        "nothing": analysis.NOTHING,
         "heat_max": max((n for row in table.cells for n in row), default=1) or 1,
         "areas": analysis.by_area(instances),
         "parts": parts,
@@ -211,7 +212,7 @@ def _cards(run):
         return [], []
     build = partial(make_card, root=_image_root(run), score_key=(run.config.get("eval") or {}).get("mc_score", "answer_mean"))
     instances = run.after.instances
-    return [build(i) for i in analysis.pick_samples(instances, SAMPLES)], [
+    return [build(i) for i in analysis.pick_samples(instances, SAMPLES, MAIN_TYPE)], [
         build(i) for i in analysis.pick_worst(instances, WORST)
     ]
 
