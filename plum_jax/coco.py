@@ -3,6 +3,8 @@
 import numpy as np
 from pycocotools import mask as rle_codec
 
+from data_pipelines.masks import decode_rle
+
 
 def encode(mask):
     """bool or uint8[H, W] -> {"size": [H, W], "counts": str}."""
@@ -12,7 +14,7 @@ def encode(mask):
 
 def decode(rle):
     """{"size", "counts"} -> bool[H, W]."""
-    return rle_codec.decode(rle).astype(bool)
+    return decode_rle(rle["counts"], rle["size"]).astype(bool)
 
 
 def record(file_name, answer):

@@ -317,11 +317,12 @@ def token_offsets(tokenizer, tokens):
     decode = functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     tokens = [int(token) for token in tokens]
     text = decode(tokens)
-    ends, end = [], 0
+    offsets, start = [], 0
     for count in range(1, len(tokens) + 1):
-        end = max(end, len(os.path.commonprefix([decode(tokens[:count]), text])))
-        ends.append(end)
-    return text, list(zip([0, *ends[:-1]], ends, strict=True))
+        end = max(start, len(os.path.commonprefix([decode(tokens[:count]), text])))
+        offsets.append((start, end))
+        start = end
+    return text, offsets
 
 
 def original_logits(low_res, resized_hw, original_hw, image_size):
