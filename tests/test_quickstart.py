@@ -41,7 +41,7 @@ def test_bad_arguments(tmp_path):
 
 @pytest.fixture
 def config():
-    """configs/tiny.py with the smallest model, a few steps and one of the virtual devices."""
+    """configs/tiny.py with the smallest model and a few steps, on the eight virtual devices."""
     sizes = {
         "llama": "width=24 depth=1 mlp=32",
         "clip": "image_size=24 width=24 depth=1 mlp=32",
@@ -50,7 +50,7 @@ def config():
         "tagger": "mlp=32",
     }
     overrides = [f"model.{part}.{item}" for part, items in sizes.items() for item in items.split()]
-    run = ["mesh.data=1", "data.global_batch=4", "train.steps=4", "train.log_every=2", "train.save_every=2"]
+    run = ["data.global_batch=8", "data.grounded=(1,1)", "train.steps=4", "train.log_every=2", "train.save_every=2"]
     return load_config("configs/tiny.py", overrides + run)
 
 
