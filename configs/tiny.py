@@ -49,5 +49,5 @@ def get_config(arg=""):
         canvas=(128, 128), workers=0, cache=True,
     )
     config.train = dict(steps=600, log_every=20, save_every=200, keep=2)
-    config.eval = dict(mc_score="answer_mean", min_score=0.0, max_new_tokens=64)
+    config.eval = dict(mc_score="answer_mean", tie="wrong", empty_union="one", min_score=0.0, max_new_tokens=64)
     return config
