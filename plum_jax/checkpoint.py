@@ -3,7 +3,6 @@
 Run folder: config.json and checkpoints/<step>/ with the trainable parameters, the optimizer state, the step and the config.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -58,7 +57,7 @@ def save(checkpointer, step, state, config, *, force=False):
     """
     if any(found.step == step for found in checkpointer.checkpoints):
         return False
-    items = dict(state=_as_dict(state), config=json.loads(config_json(config)))
+    items = dict(state=_as_dict(state), config=config_json(config))  # as text: a dictionary would be stored as arrays
     return checkpointer.save_checkpointables_async(step, items, force=force) is not None
 
 

@@ -1,9 +1,13 @@
 """Eight virtual CPU devices for every test: a sharding rule that does nothing on one device is a rule that is never tested."""
 
 import os
+import tempfile
 
 # Before jax is imported; a device count given from outside (another number of devices) wins.
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network
+# Many tests compile the same programs, and so does every process that they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"plum_jax_tests_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -1,6 +1,6 @@
 """Saving and restoring a state: other meshes, damaged files, other configs, and loading a model."""
 
-import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -144,18 +144,26 @@ def test_a_checkpoint_of_another_config_names_the_keys(config, tmp_path):
     assert not (tmp_path / "corrupt").exists()
 
 
-@pytest.fixture
-def run_folder(tmp_path, monkeypatch):
-    """A run folder of an untrained small model whose language model alone is trainable."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(run folder, config, initial parameters) of a small model whose language model alone is trainable."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
     config = load_config("tiny", [*SMALL, "trainable=llama"])
     params = checkpoint.initial_model(config).params
     state = init_state({"llama": jax.tree.map(lambda x: x + 1, params["llama"])}, make_optimizer(config.optim, 10)[0])
-    checkpoint.write_config(tmp_path / "run", config)
-    with checkpoint.open_checkpoints(tmp_path / "run", config) as checkpointer:
+    checkpoint.write_config(folder, config)
+    with checkpoint.open_checkpoints(folder, config) as checkpointer:
         checkpoint.save(checkpointer, 2, state, config, force=True)
         checkpoint.save(checkpointer, 4, state, config, force=True)
-    return tmp_path / "run", config, params
+    return folder, config, params
+
+
+@pytest.fixture
+def run_folder(trained, tmp_path, monkeypatch):
+    """The same with a copy of the folder, to damage; the user's cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(trained[0], tmp_path / "run")
+    return tmp_path / "run", *trained[1:]
 
 
 def test_load_model_joins_trained_and_frozen_parameters(run_folder):
@@ -193,12 +201,10 @@ def test_damaged_model_names_the_step_before(run_folder):
 
 
 def test_parameters_of_another_model_are_refused(run_folder):
-    folder = run_folder[0] / "checkpoints" / "4" / "config"
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        text = path.read_text(errors="replace")
-        if '"mlp"' in text:
-            changed = json.loads(text)
-            changed["model"]["llama"]["mlp"] = 40
-            path.write_text(json.dumps(changed))
+    folder, config, params = run_folder
+    state = init_state({"llama": params["llama"]}, make_optimizer(config.optim, 10)[0])
+    wider = load_config("tiny", [*SMALL, "trainable=llama", "model.llama.mlp=40"])
+    with checkpoint.open_checkpoints(folder, config) as checkpointer:
+        checkpoint.save(checkpointer, 6, state, wider, force=True)
     with pytest.raises(UserError, match="3 parameters do not fit the config"):
-        checkpoint.load_model(run_folder[0])
+        checkpoint.load_model(folder)

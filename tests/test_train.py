@@ -194,9 +194,9 @@ def test_the_tiny_model_learns_four_examples_by_heart(data, tmp_path):
     values = [
         "model.llama.width=48", "model.llama.mlp=96", "model.clip.width=48", "model.clip.mlp=96", "model.clip.depth=1",
         "model.clip.image_size=48", "model.sam.width=48", "model.sam.mlp=96", "model.sam.depth=2",
-        "model.sam.global_blocks=(1,)", "model.sam.out_width=32", "model.sam.image_size=64", "model.decoder.mlp=64", "model.tagger.mlp=96",
-        "optim.name=adamw", "optim.lr=3e-3", "optim.warmup_steps=10", "data.global_batch=8", "data.grounded=(1,1)",
-        "train.steps=150", "train.log_every=10", "train.save_every=150", f"data.folder={data}",
+        "model.sam.global_blocks=(1,)", "model.sam.out_width=32", "model.sam.image_size=64", "model.decoder.mlp=64",
+        "model.tagger.mlp=96", "optim.name=adamw", "optim.lr=3e-3", "optim.warmup_steps=10", "data.global_batch=8",
+        "data.grounded=(1,1)", "train.steps=150", "train.log_every=10", "train.save_every=150", f"data.folder={data}",
     ]  # fmt: skip
     result = train.train(load_config("tiny", values), tmp_path / "run")
     assert result.metrics["tag_accuracy"] == 1.0
