@@ -14,7 +14,7 @@ from pathlib import Path
 from plum_jax.errors import UserError
 
 CONFIG = "configs/tiny.py"
-SPLITS, FAST_SPLITS = "train=8000,val=200,test=300", "train=1600,val=60,test=80"
+SPLITS, FAST_SPLITS = "train=8000,val=120,test=200", "train=1600,val=60,test=80"
 FAST_STEPS = 220
 PROMPT = "What visible parts does the object in the image have?"
 N_PREDICTIONS = 8
