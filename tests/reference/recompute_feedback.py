@@ -4,6 +4,8 @@ Differentiable, so that the linear form can be compared in gradients too. Rows o
 with the positional encoding on keys and values, convolutions by XLA.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -37,6 +39,7 @@ def encode(prompt, pooler, masks, embeds):
     return conv(x, prompt["conv3"]["kernel"][None, None], prompt["conv3"]["bias"], 1)
 
 
+@partial(jax.jit, static_argnames="heads")
 def pool(prompt, pooler, pe, heads, masks, embeds):
     """Dense prompt [g, g, D] from the past masks of one row, two lists."""
     g, _, width = pe.shape
