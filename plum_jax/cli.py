@@ -1,6 +1,7 @@
 """The console script `plum`: a table of commands, and how every command ends (exit status, one-sentence errors)."""
 
 import importlib
+import os
 import sys
 import traceback
 
@@ -73,6 +74,7 @@ def run(main, argv=None, *, name=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
         return int(main(argv) or 0)
