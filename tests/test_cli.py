@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -98,13 +97,11 @@ def test_unknown_config_key_names_the_nearest_and_writes_nothing(tmp_path):
 
 
 def test_doctor_prints_one_json_object(capsys):
-    began = time.monotonic()
     status = cli.main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert {c["name"] for c in report["checks"]} >= {"python", "packages", "device", "compiled", "tiny", "memory", "disk"}
     assert status == (0 if report["ok"] else 1)
     assert all(c["fix"] for c in report["checks"] if c["status"] == "fault")
-    assert time.monotonic() - began < 60
 
 
 def test_doctor_names_the_fix_of_a_missing_package(monkeypatch):
