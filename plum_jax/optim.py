@@ -16,6 +16,8 @@ def make_schedule(config, steps):
         decay = optax.linear_schedule(config.lr, config.lr * config.final_lr, max(steps - warmup, 1))
     else:
         raise UserError(f"config.optim.decay: {config.decay!r} is not known; use 'cosine' or 'linear'")
+    if warmup == 0:
+        return decay
     return optax.join_schedules([optax.linear_schedule(config.lr / warmup, config.lr, warmup), decay], [warmup])
 
 

@@ -53,7 +53,7 @@ def make_train_step(loss_fn, count, tx, state_sharding=None):
 
         grads, sums = sum_over(gradient, (batches, keys))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        sums["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), sums
 
     return train_step

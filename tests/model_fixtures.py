@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plum_jax.batch import Batch
-from plum_jax.models.plum import PlumConfig, build, init_params
+from plum_jax.models.plum import PlumConfig, build
 
 PARTS = np.array([[5, -1], [6, 7], [8, -1], [9, 10]], np.int32)  # token ids of the background word and of three parts
 
@@ -48,23 +48,29 @@ def small_config(**model):
 
 
 @functools.cache
-def small_model(seed=0):
-    """-> (PlumConfig, graph definition, parameters) of `small_config()`, every parameter random: no zero, no one."""
+def small_model(*, adapters=False):
+    """-> (PlumConfig, graph definition, parameters) of `small_config()`."""
     config = PlumConfig.from_dict(small_config().model)
-    graphdef, _ = build(config)
-    return config, graphdef, roughen(init_params(config, seed), seed)
+    graphdef, shapes = build(config)
+    return config, graphdef, random_params(shapes, adapters=adapters)
 
 
-def roughen(params, seed=0, *, keep="lora_b"):
-    """Norm gains, biases and relative positions moved off their neutral values, which would hide a forgotten one.
+def random_params(shapes, seed=0, *, adapters=False):
+    """Nested dictionary of shapes -> float32 NumPy arrays without a neutral value, which would hide a forgotten parameter.
 
-    Adapters (`keep`) stay zero unless the caller asks for another expression.
+    Norm gains and biases are off 1 and 0; adapters stay zero, as they start, unless `adapters`. NumPy, because compiling
+    the model's own initialisation takes longer than most tests.
     """
     rng = np.random.default_rng(seed)
-    flat = flatten_dict(params, sep="/")
-    noise = {k: 0.1 * rng.standard_normal(v.shape).astype(np.float32) for k, v in sorted(flat.items())}
-    rough = {k: v if keep in k else np.asarray(v) + noise[k] for k, v in flat.items()}
-    return unflatten_dict(rough, sep="/")
+
+    def draw(path, shape):
+        noise = rng.standard_normal(shape).astype(np.float32)
+        if path.endswith("kernel") or "lora_" in path:
+            return noise / shape[-2] ** 0.5 * (adapters or "lora_b" not in path)
+        return 1 + 0.1 * noise if path.endswith("scale") else 0.3 * noise
+
+    flat = flatten_dict(shapes, sep="/")
+    return unflatten_dict({path: draw(path, flat[path].shape) for path in sorted(flat)}, sep="/")
 
 
 def random_batch(config, seed=0, *, images=2, conversations=2, length=12, spans=3, masks=3, canvas=(20, 24), text_only=()):
