@@ -24,15 +24,15 @@ def language(logits, tokens, supervised):
 
 
 def tag(logits, labels, class_weights, counted=None):
-    """Weighted mean over the rows that have a label; `counted` bool[R, T] leaves positions out."""
+    """Weighted mean over the rows (of any length) that have a label; `counted` bool[R, T] leaves positions out."""
     total = weight = 0.0
     for r in range(len(labels)):
         if not (labels[r] > 0).any():
             continue
         for t in range(len(labels[r])):
-            if counted is None or counted[r, t]:
-                w = class_weights[labels[r, t]]
-                total += w * nll(logits[r, t], labels[r, t])
+            if counted is None or counted[r][t]:
+                w = class_weights[labels[r][t]]
+                total += w * nll(logits[r][t], labels[r][t])
                 weight += w
     return total / weight if weight else 0.0
 
