@@ -1,24 +1,49 @@
 """Pictures: loading, and the views that SAM (M 1.4) and CLIP (M 1.3) see, as uint8."""
 
+import struct
+import warnings
+
 import numpy as np
 from PIL import Image, ImageOps
 
 from plum_jax.errors import UserError
 
+# A broken EXIF block costs only the orientation. A filter for the process, as images are read in several threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+# What Pillow's readers raise for broken files.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError, TypeError, OverflowError)
 CLIP_MEAN_COLOUR = (123, 117, 104)  # 255 x CLIP's mean, rounded: close to 0 after normalisation
 
 
 def load_image(path):
-    """uint8[H, W, 3]: turned upright by its EXIF tag, RGB. UserError when missing, unreadable or absurdly large."""
+    """uint8[H, W, 3]: turned upright by its EXIF tag, RGB. 16-bit grey keeps its high byte.
+
+    Raises UserError when missing, unreadable, absurdly large, or with pixel values whose scale nobody can know.
+    """
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(_eight_bits(ImageOps.exif_transpose(image), path).convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image; check the path") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; shrink the image") from error
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: what Pillow raises for a broken PNG
+    except BROKEN as error:
         raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+
+def _eight_bits(image, path):
+    """Integer and float images in Pillow's mode L, which `convert` would clip at 255; others as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    sixteen = image.mode == "I" and low >= 0 and 255 < high <= 65535  # how Pillow reads a 16-bit PGM
+    if sixteen or image.mode.startswith("I;16"):
+        pixels = pixels >> 8
+    elif not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):  # not (): also true for NaN
+        raise UserError(f"{path}: holds pixel values from {low:g} to {high:g}; save it with 8 bits, from 0 to 255")
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def longest_side(hw, size):

@@ -1,12 +1,16 @@
 """Masks: COCO run lengths and polygons to arrays and back, part masks, part of each CLIP patch (D 1.3)."""
 
 import functools
+import json
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from data_pipelines.images import clip_geometry
+
+MOST_PIXELS = 178_956_970  # Pillow opens no larger image
+FARTHEST = 1_000_000  # of a polygon corner from the origin, in pixels
 
 
 def decode_rle(counts, hw):
@@ -16,20 +20,28 @@ def decode_rle(counts, hw):
     from the fourth run on it is the difference to the run two before. (pycocotools writes these strings, but reads a malformed
     one without noticing and returns what was in memory.)
     """
-    runs = _unpack_runs(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+    runs = _unpack_runs(counts) if isinstance(counts, str) else _plain_runs(counts)
     if runs.sum() != hw[0] * hw[1] or (runs < 0).any():
         raise ValueError(f"run lengths cover {runs.sum()} pixels, size {tuple(hw)} has {hw[0] * hw[1]}")
-    bits = np.arange(len(runs), dtype=np.int64) % 2
-    return np.ascontiguousarray(np.repeat(bits, runs).astype(np.uint8).reshape(hw[1], hw[0]).T)
+    bits = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(bits, runs).reshape(hw[1], hw[0]).T)
+
+
+def _plain_runs(counts):
+    if not isinstance(counts, list) or not all(type(run) is int and 0 <= run <= MOST_PIXELS for run in counts):
+        raise ValueError(f"counts is {_show(counts)}, not a run-length string or a list of whole numbers from 0")
+    return np.array(counts, np.int64)
 
 
 def _unpack_runs(counts):
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
     if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("counts is not a compressed COCO run-length string")
+        raise ValueError(f"counts is {_show(counts)}, not a compressed COCO run-length string")
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits: more than any image, and no overflow below
+        raise ValueError(f"counts is {_show(counts)}, not a compressed COCO run-length string")
     place = np.arange(len(codes)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((codes & 31) << (5 * place), starts)
     runs -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
@@ -49,6 +61,8 @@ def decode_polygon(polygon, hw):
 
     The same pixels as OpenCV's fillPoly, which made the published masks; Pillow's polygon leaves some of the outline out.
     """
+    if not isinstance(polygon, list) or not all(_is_coordinate(number) for number in polygon):
+        raise ValueError(f"polygon is {_show(polygon)}, not a list [x1, y1, x2, y2, ...] of numbers up to {FARTHEST}")
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"polygon has {len(polygon)} numbers, needs an even number of at least 6")
     corners = [(int(x), int(y)) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
@@ -64,12 +78,27 @@ def decode_polygon(polygon, hw):
     return (inside | (np.asarray(outline) > 0)).astype(np.uint8)
 
 
+def _is_coordinate(number):
+    return isinstance(number, int | float) and not isinstance(number, bool) and -FARTHEST <= number <= FARTHEST
+
+
+def _show(value):
+    """What stands in the file, at most 60 characters of it."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def decode_segmentation(entry):
     """One segmentation entry of D 1.3 (run lengths, polygon, or wrapped) -> uint8[H, W]. ValueError when malformed."""
     if isinstance(entry, dict) and "segmentation" in entry:
         entry = entry["segmentation"]
-    if not isinstance(entry, dict) or not isinstance(entry.get("size"), list) or len(entry["size"]) != 2:
+    if not isinstance(entry, dict) or "size" not in entry:
         raise ValueError("segmentation has no size [height, width]")
+    size = entry["size"]
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"segmentation has size {_show(size)}, not two positive whole numbers [height, width]")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"segmentation has size {_show(size)}, larger than any image that can be read")
     if "counts" in entry:
         return decode_rle(entry["counts"], entry["size"])
     if "polygon" in entry:

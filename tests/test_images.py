@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,6 +30,36 @@ def test_load_gives_rgb(tmp_path, mode):
     loaded = load_image(tmp_path / "image.png")
     assert loaded.shape == (4, 6, 3)
     assert loaded.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.png", np.uint16), ("a.tif", ">u2"), ("a.pgm", np.uint16), ("b.tif", np.int32)])
+def test_sixteen_bits_keep_the_high_byte(tmp_path, name, kind):
+    values = np.arange(0, 65536, 256).reshape(16, 16) + 77
+    Image.fromarray(values.astype(kind)).save(tmp_path / name)
+    loaded = load_image(tmp_path / name)
+    np.testing.assert_array_equal(loaded, np.repeat((values >> 8)[..., None], 3, -1))
+    assert loaded.dtype == np.uint8
+
+
+def test_values_of_unknown_scale_are_refused(tmp_path):
+    path = tmp_path / "image.tif"
+    for pixels in ([[0.0, 1.0]], [[-1.0, 200.0]], [[0.0, 300.0]], [[0.0, np.nan]]):
+        Image.fromarray(np.array(pixels, np.float32)).save(path)
+        with pytest.raises(UserError, match="image.tif: holds pixel values from .* save it with 8 bits"):
+            load_image(path)
+    Image.fromarray(np.array([[0, 70000]], np.int32)).save(path)
+    with pytest.raises(UserError, match="from 0 to 70000"):
+        load_image(path)
+    Image.fromarray(np.array([[0.0, 254.5]], np.float32)).save(path)
+    assert load_image(path)[0, :, 0].tolist() == [0, 254]
+
+
+def test_broken_exif_is_silent(tmp_path):
+    header = b"Exif\0\0II*\0\x08\0\0\0"
+    Image.fromarray(picture((4, 6))).save(tmp_path / "a.jpg", exif=header + b"\x09\0\x12\x01")
+    script = "import sys; from data_pipelines.images import load_image; print(load_image(sys.argv[1]).shape)"
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "a.jpg"], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("(4, 6, 3)", "")
 
 
 def test_bad_images(tmp_path, monkeypatch):

@@ -61,6 +61,34 @@ def test_malformed_entries(entry):
         decode_segmentation(entry)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"size": [1.5, 2], "counts": [3]}, "segmentation has size"),
+        ({"size": ["a", 3], "counts": [3]}, "segmentation has size"),
+        ({"size": [0, 3], "counts": [0]}, "segmentation has size"),
+        ({"size": [True, 3], "counts": [3]}, "segmentation has size"),
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "larger than any image"),
+        ({"size": [3, 3], "counts": None}, "counts is null, not a"),
+        ({"size": [3, 3], "counts": {}}, "counts is {}, not a"),
+        ({"size": [3, 3], "counts": [4.5, 4.5]}, "counts is .*, not a"),
+        ({"size": [3, 3], "counts": ["9"]}, "counts is .*, not a"),
+        ({"size": [3, 3], "counts": [10**30]}, "counts is .*, not a"),
+        ({"size": [3, 3], "counts": [-9, 18]}, "counts is .*, not a"),
+        ({"size": [3, 3], "counts": "éé"}, "not a compressed"),
+        ({"size": [3, 3], "counts": ""}, "not a compressed"),
+        ({"size": [3, 3], "counts": "o" * 40 + "0"}, "not a compressed"),
+        ({"size": [3, 3], "polygon": 5}, "polygon is 5, not a list"),
+        ({"size": [3, 3], "polygon": [0, 0, 2, 0, 2, "a"]}, "polygon is .*, not a list"),
+        ({"size": [3, 3], "polygon": [0, 0, 2, 0, 2, float("nan")]}, "polygon is .*, not a list"),
+        ({"size": [3, 3], "polygon": [0, 0, 2, 0, 2, 1e300]}, "polygon is .*, not a list"),
+    ],
+)
+def test_wrong_values_are_named(entry, message):
+    with pytest.raises(ValueError, match=message):
+        decode_segmentation(entry)
+
+
 def test_part_masks_are_united_and_sorted():
     first, second = random_mask((20, 30), 1), random_mask((20, 30), 2)
     entries = {"wheel": [encode_rle(first), {"segmentation": encode_rle(second)}], "base": [encode_rle(second)]}
