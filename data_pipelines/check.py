@@ -32,6 +32,8 @@ def main(argv=None):
 def check_folder(folder):
     """-> {"folder", "files": {name: counts}, "problems": [{"file", "entry", "problem"}]}. UserError without question files."""
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give the folder that holds the question files")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that holds the question files")
     paths = sorted(path for path in folder.iterdir() if PATTERN.match(path.name))
@@ -56,6 +58,8 @@ def _check_file(path, folder, images, owners, note):
     types, seen, objects, parts, checked = collections.Counter(), set(), set(), set(), {}
     try:
         entries = load_entries(path)
+        if not entries:
+            note(path.name, None, "holds no question")
     except UserError as error:
         note(path.name, None, _shorten(error, path))
         entries = []
@@ -121,7 +125,7 @@ def _check_parts(folder, files, note):
         return
     try:
         vocabulary = set(json.loads(path.read_text(encoding="utf-8"))["parts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         note(path.name, None, f"has no readable list of parts ({error!r})")
         return
     for name, counts in files.items():

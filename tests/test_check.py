@@ -74,7 +74,25 @@ def test_turned_images_are_measured_upright(folder):
     assert len(problems(folder)) == 3
 
 
+def test_a_file_without_questions(folder):
+    write_entries(folder, [], "val")
+    assert problems(folder) == ["partonomy_qa_pairs_val.json None holds no question"]
+
+
+def test_wrong_mask_values_name_the_entry(folder):
+    entry = question("images/train_0.png", (40, 72))
+    entry["segmentations"]["base"] = [{"size": [3, 3], "counts": None}, {"size": [1.5, 2], "counts": [3]}]
+    write_entries(folder, [entry])
+    name = "partonomy_qa_pairs_train.json 0 mask of 'base': "
+    first, second = problems(folder)
+    assert first.startswith(f"{name}counts is null")
+    assert second.startswith(f"{name}segmentation has size [1.5, 2]")
+
+
 def test_wrong_use(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: is a file"):
+        main([str(tmp_path / "file")])
     with pytest.raises(UserError, match="no such folder"):
         main([str(tmp_path / "none")])
     with pytest.raises(UserError, match="qa_pairs"):

@@ -88,6 +88,26 @@ def test_bad_entries(tmp_path, change, message):
     assert str(caught.value).startswith(f"{tmp_path / 'partonomy_qa_pairs_train.json'}: entry 1: ")
 
 
+@pytest.mark.parametrize("token", ["</s>", "<image>"])
+@pytest.mark.parametrize(
+    "field", ["question", "answer_choices", "object_question", "object_answer_choices", "object_answer_classes"]
+)
+def test_reserved_tokens_are_refused(tmp_path, field, token):
+    entry = question("images/a.png", HW, "part_to_whole")
+    if isinstance(entry[field], list):
+        entry[field][3] = f"a{token}b"
+    else:
+        entry[field] = f"a{token}b"
+    with pytest.raises(UserError, match=f"train.json: entry 0: {field} is .*; remove the reserved {token}"):
+        read(tmp_path, entry)
+
+
+def test_deep_nesting(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(UserError, match="a.json: is nested too deeply"):
+        read_questions(tmp_path / "a.json")
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(UserError, match="plum data make"):
         read_questions(tmp_path / "none.json")

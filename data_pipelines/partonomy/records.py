@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from data_pipelines.conversation import IMAGE, Span, answer_spans
+from data_pipelines.conversation import END, IMAGE, Span, answer_spans
 from plum_jax.errors import UserError
 
 TWO_TURN = ("part_to_whole", "whole_to_part")
@@ -77,6 +77,8 @@ def load_entries(path):
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such question file; make one with plum data make --out DIR") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply to be a question file; write the file again") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); write the file again") from error
     if not isinstance(entries, list):
@@ -107,6 +109,7 @@ def parse_question(entry, path, index):
     if entry["question_type"] not in QUESTION_TYPES:
         fail("question_type", f"use one of {', '.join(QUESTION_TYPES)}")
     _check_choices(entry, "answer_choices", "answer_types", "answer_parts", fail)
+    _check_reserved(entry, ("question", "answer_choices"), fail)
     parts = entry["answer_parts"]
     if not all(isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names) for names in parts):
         fail("answer_parts", "give one list of part names for each choice")
@@ -138,6 +141,15 @@ def _check_choices(entry, choices, types, third, fail):
         fail(types, "mark exactly one choice correct and the others incorrect")
 
 
+def _check_reserved(entry, fields, fail):
+    """`<image>` and `</s>` are tokens of the conversation: in a text they would end it or stand for a second image."""
+    for field in fields:
+        for text in entry[field] if isinstance(entry[field], list) else [entry[field]]:
+            for token in (IMAGE, END):
+                if isinstance(text, str) and token in text:
+                    fail(field, f"remove the reserved {token} from the text")
+
+
 def _check_correct_parts(entry, fail):
     segmentations = entry.get("segmentations")
     if not isinstance(segmentations, dict) or not all(isinstance(entries, list) for entries in segmentations.values()):
@@ -154,6 +166,7 @@ def _check_object(entry, fail):
     if not isinstance(entry.get("object_question"), str) or not entry["object_question"].strip():
         fail("object_question", f"give a text, as {entry['question_type']} asks for the object too")
     _check_choices(entry, *OBJECT_FIELDS[1:], fail)
+    _check_reserved(entry, ("object_question", "object_answer_choices", "object_answer_classes"), fail)
     classes = entry["object_answer_classes"]
     if classes[entry["object_answer_types"].index("correct")] != entry["image_label"]:
         fail("object_answer_classes", f"make the correct class equal to image_label {entry['image_label']!r}")
