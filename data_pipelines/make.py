@@ -11,7 +11,9 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import shutil
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from plum_jax.errors import UserError
 
 CHUNK = 50  # examples that a worker makes at a time
 DEFAULT_SPLITS = "train=8000,val=200,test=300,heldout=200"
+MAKERS = re.compile(r"plum data make \d+")
 MAKER = "plum data make 1"  # change the number when the same arguments give other data
 
 
@@ -42,19 +45,24 @@ def make_dataset(out, arguments, *, workers=1, overwrite=False):
     """Writes the dataset folder and returns the content of its dataset.json. A folder with the same arguments is reused.
 
     Raises:
-      UserError: `out` is a file, a folder of other things, or a dataset of other arguments without `overwrite`.
+      UserError: `out` cannot be written, is a file, a folder of other things, or a dataset of other arguments without
+        `overwrite`.
     """
-    out = Path(out)
-    existing = _existing(out, arguments, overwrite)
-    if existing is not None:
-        return existing
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    out = Path(out).resolve()
+    try:
+        existing = _existing(out, arguments, overwrite)
+        _remove_stale(out)
+        if existing is not None:
+            return existing
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = _temporary(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}: {error.filename}); give another --out") from error
     try:
         building.chmod(0o755)
         dataset = _build(building, arguments, workers)
         if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            old = _temporary(out)
             os.replace(out, old / "replaced")
             os.replace(building, out)
             shutil.rmtree(old)
@@ -65,13 +73,41 @@ def make_dataset(out, arguments, *, workers=1, overwrite=False):
     return dataset
 
 
+def _temporary(out):
+    """A new folder .NAME.HOST-PID.xxxxxxxx beside `out`, which says who is writing it."""
+    return Path(tempfile.mkdtemp(prefix=f".{out.name}.{socket.gethostname()}-{os.getpid()}.", dir=out.parent))
+
+
+def _remove_stale(out):
+    """Removes what a killed run for the same `out` left beside it. Other machines' folders stay: nobody can ask."""
+    if not out.parent.is_dir():
+        return
+    pattern = re.compile(rf"{re.escape(f'.{out.name}.{socket.gethostname()}-')}(?P<pid>\d+)\.[a-z0-9_]{{8}}")
+    for path in sorted(out.parent.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink() and not _alive(int(match["pid"])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def read_dataset(folder):
     """dataset.json of a folder that this command wrote, else None."""
     try:
         dataset = json.loads((Path(folder) / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return dataset if isinstance(dataset, dict) and "maker" in dataset.get("arguments", {}) else None
+    arguments = dataset.get("arguments") if isinstance(dataset, dict) else None
+    maker = arguments.get("maker") if isinstance(arguments, dict) else None
+    return dataset if isinstance(maker, str) and MAKERS.fullmatch(maker) else None
 
 
 def _existing(out, arguments, overwrite):
@@ -86,10 +122,23 @@ def _existing(out, arguments, overwrite):
     if dataset is None:
         raise UserError(f"{out}: holds other files, which plum data make will not replace; give --out a new or empty folder")
     if dataset["arguments"] == arguments.as_json() and not overwrite:
+        if not _is_complete(out, dataset, arguments):
+            raise UserError(f"{out}: holds an incomplete or edited dataset; give another --out, or --overwrite to replace it")
         return dataset
     if not overwrite:
         raise UserError(f"{out}: holds a dataset made with other arguments; give another --out, or --overwrite to replace it")
     return None
+
+
+def _is_complete(out, dataset, arguments):
+    """Whether dataset.json counts every split and every question file is there."""
+    splits = dataset.get("splits")
+    return isinstance(splits, dict) and all(
+        isinstance(splits.get(split), dict)
+        and {"images", "questions"} <= splits[split].keys()
+        and (out / f"partonomy_qa_pairs_{split}.json").is_file()
+        for split, _ in arguments.split_sizes
+    )
 
 
 def _build(folder, arguments, workers):
@@ -236,12 +285,13 @@ def main(argv=None):
         if not low <= getattr(args, name) <= high:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not between {low} and {high}; give another")
 
-    from plum_jax.console import duration, header
+    from plum_jax.console import check_out, duration, header
 
+    check_out(args.out)
     header("data make", args.out, device=False)
     began = time.monotonic()
     arguments = Arguments(args.seed, parse_split_sizes(args.split_sizes), args.image_size, args.questions_per_image)
-    reused = read_dataset(args.out) is not None and not args.overwrite
+    reused = not args.overwrite and read_dataset(args.out) is not None
     dataset = make_dataset(args.out, arguments, workers=args.workers, overwrite=args.overwrite)
     counts = ", ".join(f"{name} {n['images']} images, {n['questions']} questions" for name, n in dataset["splits"].items())
     if reused:

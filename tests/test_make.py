@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,48 @@ def test_foreign_folder_is_never_replaced(tmp_path, overwrite):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     with pytest.raises(UserError, match="is a file"):
         make_dataset(tmp_path / "thesis.txt", SMALL, overwrite=overwrite)
+
+
+@pytest.mark.parametrize(
+    "content", ["3", "[]", '{"arguments": 5}', '{"arguments": {"maker": 1}}', '{"arguments": {"maker": "me"}}', "[" * 100_000]
+)
+def test_a_foreign_dataset_json_is_never_replaced(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match="other files"):
+        make_dataset(tmp_path, SMALL, overwrite=True)
+    assert (tmp_path / "dataset.json").read_text() == content
+
+
+def test_an_incomplete_dataset_is_not_reused(tmp_path):
+    make_dataset(tmp_path / "data", SMALL)
+    (tmp_path / "data/partonomy_qa_pairs_val.json").unlink()
+    with pytest.raises(UserError, match="incomplete.*--overwrite"):
+        make_dataset(tmp_path / "data", SMALL)
+
+
+def test_out_must_be_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for out, message in (("", "output folder"), ("file", "file"), ("file/below", "file"), ("n" * 300, "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            main(["--out", out, "--split-sizes", "val=2", "--workers", "1"])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    stale = f".data.{host}-{ended.pid}.abcd1234"
+    kept = [
+        f".data.{host}-{os.getpid()}.abcd1234",
+        f".data.elsewhere-{ended.pid}.abcd1234",
+        f".other.{host}-{ended.pid}.abcd1234",
+    ]
+    for name in (stale, *kept, ".data.backup"):
+        (tmp_path / name / "images").mkdir(parents=True)
+    make_dataset(tmp_path / "data", SMALL)
+    assert sorted(os.listdir(tmp_path)) == sorted(["data", ".data.backup", *kept])
 
 
 def test_empty_folder_is_filled(tmp_path):
