@@ -1,5 +1,6 @@
 """The console script `plum`: a table of commands, and how every command ends (exit status, one-sentence errors)."""
 
+import argparse
 import importlib
 import os
 import sys
@@ -19,6 +20,13 @@ COMMANDS = {
     "report": ("plum_jax.report", "one HTML file about a run"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence (`run` prints it) instead of a block about the usage."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(argv=None):

@@ -1,8 +1,10 @@
 """What a command shows while it runs: header, progress bar (plain lines where there is no terminal), sizes and times."""
 
+import os
 import sys
 import time
 
+from plum_jax.errors import UserError
 from plum_jax.run_record import versions
 
 LINE_SECONDS = 5.0  # between two progress lines where there is no terminal
@@ -26,10 +28,21 @@ def header(command, out=None, *, device=True, stream=None):
     stream.flush()
 
 
+def check_out(path):
+    """UserError when `path` cannot become, or is not, an output folder that takes files. Creates nothing."""
+    if not str(path):
+        raise UserError("the output folder is an empty text; name a folder")
+    place = os.path.abspath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"{path}: {place} is not a folder; give another output folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {place} cannot be written to; give another output folder or change its permissions")
+
+
 def device_line():
     """'cpu, 2 cores; no accelerator: ...' or '8 x NVIDIA H200'. Starts the jax backend."""
-    import os
-
     import jax
 
     devices = jax.devices()
@@ -60,7 +73,7 @@ class Progress:
         self.total = len(items) if total is None and hasattr(items, "__len__") else total
         self.stream = stream or sys.stderr
         self.done, self.values, self.began, self.printed = start, {}, time.monotonic(), time.monotonic()
-        self.bar = None
+        self.bar = self.shown = None  # `shown`: the count of the last plain line
         if self.stream.isatty():
             self.bar = tqdm(total=self.total, desc=label, unit=unit, initial=start, file=self.stream, dynamic_ncols=True)
 
@@ -76,7 +89,7 @@ class Progress:
     def __exit__(self, *error):
         if self.bar is not None:
             self.bar.close()
-        elif error[0] is None or self.done > self.start:
+        elif self.done != self.shown and (error[0] is None or self.done > self.start):
             self._line()
 
     def update(self, n=1, **values):
@@ -93,7 +106,7 @@ class Progress:
     def _line(self):
         from tqdm import tqdm
 
-        self.printed = time.monotonic()
+        self.printed, self.shown = time.monotonic(), self.done
         postfix = "".join(f", {k}={v}" for k, v in self.values.items())
         elapsed = time.monotonic() - self.began
         form = LINE_FORMAT if self.total else None

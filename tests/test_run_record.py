@@ -10,6 +10,7 @@ import pytest
 
 from plum_jax import console
 from plum_jax.config_io import load_config
+from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json, write_text
 
 
@@ -81,6 +82,24 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys, monkeypa
     assert line.startswith("train: 320/950 (34%)") and "loss=1.421" in line and "step" in line and "\r" not in line
     assert list(console.progress(range(3), label="x")) == [0, 1, 2]
     assert "x: 3/3 (100%)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_progress_prints_its_last_line_once(seconds, capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SECONDS", seconds)
+    with console.Progress(total=2, label="x") as bar:
+        bar.update(2)
+    assert capsys.readouterr().err.count("2/2") == 1
+
+
+def test_output_folder_may_not_be_a_file_or_below_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for bad in (tmp_path / "file", tmp_path / "file" / "a" / "b", tmp_path / "nowhere", ""):
+        with pytest.raises(UserError):
+            console.check_out(bad)
+    console.check_out(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
 
 
 def test_sizes_and_durations():

@@ -1,18 +1,21 @@
 """`plum report W`: one self-contained HTML file about a quickstart folder, a training run or an evaluation."""
 
-import argparse
 import json
 from pathlib import Path
 
+from plum_jax import cli
 from plum_jax.errors import UserError
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="plum report", description=__doc__)
+    parser = cli.Parser(prog="plum report", description=__doc__)
     parser.add_argument("folder", type=Path, help="what `plum quickstart`, `plum train` or `plum evaluate` wrote")
     parser.add_argument("--out", type=Path, help="file to write (default: FOLDER/report.html)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args(argv)
+    if not args.folder.is_dir():
+        what = "is not a folder" if args.folder.exists() else "does not exist"
+        raise UserError(f"{args.folder}: {what}; give a folder that plum quickstart, train or evaluate wrote")
     out = args.out or args.folder / "report.html"
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"{out}: cannot be written; give --out a file in a folder that exists")
