@@ -15,6 +15,7 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -169,11 +170,22 @@ def _processes(workers):
         yield map
         return
     # Not forked: the caller may have started jax, whose threads do not survive a fork.
-    executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield executor.map
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _end_with_parent():
+    """Ends this worker when the command was killed, as it would wait for work forever and write into a removed folder."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _collect(run, function, jobs, arguments, label):

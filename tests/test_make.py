@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,20 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
         (tmp_path / name / "images").mkdir(parents=True)
     make_dataset(tmp_path / "data", SMALL)
     assert sorted(os.listdir(tmp_path)) == sorted(["data", ".data.backup", *kept])
+
+
+def test_run_after_a_kill(tmp_path):
+    command = [sys.executable, "-m", "data_pipelines.make", "--out", str(tmp_path / "data"), "--workers", "2"]
+    log = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.Popen([*command, "--split-sizes", "train=8000"], cwd=Path(__file__).parents[1], **log)
+    while not list(tmp_path.glob(".data.*/images")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    make_dataset(tmp_path / "data", SMALL)
+    time.sleep(1)  # a worker that lived on would make the folder again
+    assert os.listdir(tmp_path) == ["data"]
 
 
 def test_empty_folder_is_filled(tmp_path):
