@@ -1,9 +1,9 @@
 """`plum evaluate`: a checkpoint on a benchmark -> OUT/results.json and OUT/instances.jsonl."""
 
-import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ BENCHMARKS = ("partonomy",)
 
 def main(argv=None):
     """Entry point of `plum evaluate`."""
-    parser = argparse.ArgumentParser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
+    parser = cli.Parser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
     parser.add_argument("benchmark", choices=BENCHMARKS)
     config_io.add_config_flag(parser, default=None)
     parser.add_argument("--checkpoint", required=True, help="a run folder, or the word tiny")
@@ -28,6 +28,9 @@ def main(argv=None):
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--calibrate", action="store_true", help="fit mask scores on this split, beside the checkpoint")
     args, overrides = config_io.parse_args(parser, argv)
+    console.check_out(args.out)
+    types = None if args.question_types is None else [word.strip() for word in args.question_types.split(",")]
+    questions_of(args.data, args.split, types, args.max_images)  # a fault there shows before anything is loaded or written
     from plum_jax.cache import enable_compilation_cache
     from plum_jax.checkpoint import load_model
 
@@ -35,7 +38,7 @@ def main(argv=None):
     console.header(f"evaluate {args.benchmark}", args.out)
     loaded = load_model(args.checkpoint)
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
-    types = args.question_types.split(",") if args.question_types else None
+    check_calibrate(loaded, args.calibrate)
     with RunRecord(args.out, "evaluate", loaded.config) as record:
         record.input("questions", question_path(args.data, args.split))
         record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
@@ -44,7 +47,8 @@ def main(argv=None):
         )
     print(table(results["summary"]))
     print(f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({results['counts']['scored']} questions)")
-    print(f"Next: plum predict IMAGE --checkpoint={args.checkpoint} --prompt='What visible parts does ... have?' --out=preds")
+    checkpoint = shlex.quote(args.checkpoint)
+    print(f"Next: plum predict IMAGE --checkpoint={checkpoint} --prompt='What visible parts does ... have?' --out=preds")
 
 
 def eval_config(saved, spec, overrides):
@@ -60,8 +64,10 @@ def eval_config(saved, spec, overrides):
     else:
         config = config_io.load_config(spec, overrides)
     wrong = [key for key in config_io.differences(saved, config, ignore=()) if key.startswith(("model.", "tokenizer"))]
+    if wrong and spec is None:
+        raise UserError(f"--config.{wrong[0]}: belongs to the checkpoint and cannot be changed; leave it out")
     if wrong:
-        raise UserError(f"{spec or '--config'}: describes another model than the checkpoint ({wrong[0]}); leave --config out")
+        raise UserError(f"{spec}: describes another model than the checkpoint ({wrong[0]}); leave --config out")
     return config
 
 
@@ -75,6 +81,18 @@ def question_path(folder, split):
         fix = f"it has the splits {', '.join(have)}" if have else "make one with plum data make --out DIR"
         raise UserError(f"{path}: no such question file; {fix}")
     return path
+
+
+def questions_of(folder, split, types, max_images):
+    """-> (question file, its questions of some types about the first images). UserError when there are none."""
+    from data_pipelines.partonomy.records import read_questions
+
+    source = question_path(folder, split)
+    questions = select(read_questions(source), types, max_images, source)
+    missing = next((q.image_path for q in questions if not (Path(folder) / q.image_path).is_file()), None)
+    if missing is not None:
+        raise UserError(f"{Path(folder) / missing}: no such image, but {source} names it; restore it or remove its questions")
+    return source, questions
 
 
 def evaluate_folder(
@@ -94,14 +112,13 @@ def evaluate_folder(
     Raises:
       UserError: broken questions, an unreadable image, an unknown question type.
     """
-    from data_pipelines.partonomy.records import read_questions
     from plum_jax.evaluation import calibration, partonomy, runner
     from plum_jax.inference import Model
 
     began = time.monotonic()
     model = loaded if isinstance(loaded, Model) else Model(loaded)
-    source = question_path(folder, split)
-    questions = select(read_questions(source), question_types, max_images, source)
+    check_calibrate(model, calibrate)
+    source, questions = questions_of(folder, split, question_types, max_images)
     scorer = partonomy.Scorer(model, split, source, model.config.eval.get("empty_union", "one"))
     bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", stream=log) if log else None
     records = []
@@ -132,14 +149,18 @@ def evaluate_folder(
     return results
 
 
+def check_calibrate(model, fit):
+    """UserError when the curve would have no place."""
+    if fit and not model.path:
+        raise UserError("--calibrate: the model has no run folder to write calibration.json into; give a trained checkpoint")
+
+
 def _calibrate(model, records, fit, calibration, partonomy):
     """Reports how far mask scores are from the IoU they promise; with `fit`, writes the curve that closes the gap."""
     raw, iou = partonomy.calibration_pairs(records)
     report = {"n_masks": len(raw), "error": calibration.expected_error(model.calibration, raw, iou)}
     if not fit:
         return report
-    if not model.path:
-        raise UserError("--calibrate: the model has no run folder to write calibration.json into; give a trained checkpoint")
     curve = calibration.fit(raw, iou, model.sha256)
     if curve is None:
         print(f"warning: {len(raw)} masks are too few to calibrate mask scores; they stay raw", file=sys.stderr)
@@ -151,6 +172,8 @@ def _calibrate(model, records, fit, calibration, partonomy):
 
 def select(questions, types, max_images, source):
     """The questions of some types about the first images. UserError for a type that the file does not have."""
+    if max_images is not None and max_images < 1:
+        raise UserError(f"--max-images {max_images}: is too small; give 1 or more")
     have = sorted({q.question_type for q in questions})
     for name in types or ():
         if name not in have:

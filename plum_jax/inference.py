@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from data_pipelines.conversation import IMAGE, encode
+from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
 from plum_jax import coco, generate, overlay
 from plum_jax.errors import UserError
@@ -21,6 +21,7 @@ from plum_jax.models.plum import PlumConfig, build
 
 BATCH_SIZE = 8
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this: few compiled shapes
+LONGEST_PROMPT = 8  # times config.data.max_tokens: beyond what was trained on, and costly well before it fails
 MIN_SPAN_BUCKET = 8  # span slots are padded to a power of two from here; unused ranks cost nothing
 
 
@@ -160,7 +161,8 @@ class Model:
           images: paths, PIL images or uint8[H, W, 3]. prompts: as many texts, or one text for all.
 
         Raises:
-          UserError: an image cannot be read, or there are not as many prompts as images.
+          UserError: an image cannot be read, a prompt is empty, too long or has reserved words, or there are not as many
+            prompts as images.
         """
         prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(images):
@@ -174,13 +176,15 @@ class Model:
 
     def _answer_batch(self, images, prompts, rows, max_new_tokens):
         """At most `rows` images, padded to that many so that every batch has one shape."""
+        texts = [self.encode_prompt(prompt) for prompt in prompts]
+        limit = self.config.eval.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise UserError(f"max_new_tokens {limit}: an answer needs a token; give 1 or more")
         encoded = self.encode_images(images, rows)
-        texts = [encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template) for prompt in prompts]
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
-        limit = int(max_new_tokens or self.config.eval.max_new_tokens)
         generated, count, readout = jax.device_get(generate.generate(
-            self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=limit,
+            self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=int(limit),
             end_token=self.end_token,
         ))  # fmt: skip
         said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
@@ -197,6 +201,15 @@ class Model:
             ]
             answers.append(Answer(text, spans, images[i], prompts[i], context))
         return answers
+
+    def encode_prompt(self, prompt, name="prompt"):
+        """Text -> conversation.Encoded with the image before it, open for the answer. UserError as of `check_prompt`."""
+        check_prompt(prompt, name)
+        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template)
+        most = LONGEST_PROMPT * self.config.data.max_tokens
+        if len(text.tokens) > most:
+            raise UserError(f"{name} {prompt[:20]!r}...: has {len(text.tokens)} tokens, of at most {most}; shorten it")
+        return text
 
     def _tagged(self, labels, offsets):
         """Token ranges of the tagged phrases; a range without a visible character (</s> alone) is not one."""
@@ -273,6 +286,19 @@ def load(checkpoint="tiny", **options):
     from plum_jax.checkpoint import load_model
 
     return Model(load_model(checkpoint), **options)
+
+
+def check_prompt(prompt, name="prompt"):
+    """UserError when a prompt is blank, is not valid Unicode or has words that are reserved; `name` is for the message."""
+    if not prompt.strip():
+        raise UserError(f"{name} {prompt!r}: is empty; ask something about the image")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} {prompt!r}: is not valid Unicode; give it in UTF-8") from error
+    found = [word for word in (IMAGE, END) if word in prompt]
+    if found:
+        raise UserError(f"{name} {prompt!r}: {found[0]} is reserved; leave it out")
 
 
 def as_pixels(image):

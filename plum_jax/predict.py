@@ -1,8 +1,10 @@
 """`plum predict`: images -> text, masks with scores, COCO JSON and overlays. Running it again continues."""
 
-import argparse
+import contextlib
 import csv
+import errno
 import glob
+import hashlib
 import io
 import json
 import os
@@ -16,12 +18,13 @@ from plum_jax.run_record import RunRecord, write_json, write_text
 
 FORMATS = ("coco", "overlay")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LONGEST_NAME = 200  # bytes of an overlay's name; most disks take 255
 PARTIAL = "records.jsonl"  # one finished image a line; what a later run continues from
 
 
 def main(argv=None):
     """Entry point of `plum predict`."""
-    parser = argparse.ArgumentParser(prog="plum predict", description="Answer a prompt about images and mask what is named.")
+    parser = cli.Parser(prog="plum predict", description="Answer a prompt about images and mask what is named.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder (searched recursively) or glob")
     parser.add_argument("--checkpoint", default="tiny", help="a run folder, or the word tiny (default)")
     parser.add_argument("--prompt", required=True, help="the question, the same for every image")
@@ -31,19 +34,11 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=None)
     args, overrides = config_io.parse_args(parser, argv)
+    console.check_out(args.out)
     formats = parse_formats(args.format)
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size} is not a batch; give 1 or more")
+    check_numbers(args)
     paths = find_images(args.paths)
-    from plum_jax.cache import enable_compilation_cache
-    from plum_jax.inference import load
-
-    enable_compilation_cache()
-    console.header("predict", args.out)
-    model = load(args.checkpoint)
-    for override in overrides:
-        config_io.apply_override(model.config, override)
-    model.min_score = model.config.eval.min_score if args.min_score is None else args.min_score
+    model = load(args, overrides)
     with RunRecord(args.out, "predict", model.config) as run:
         run.note(checkpoint={"path": str(model.path), "sha256": model.sha256}, prompt=args.prompt)
         began = time.monotonic()
@@ -52,13 +47,46 @@ def main(argv=None):
         )
     masks = sum(span["status"] == "ok" for record in records for span in record["spans"])
     empty = sum(record["status"] != "ok" for record in records)
-    unreadable = f", {len(errors)} unreadable (errors.csv)" if errors else ""
-    print(f"{len(records)} images, {masks} masks, {empty} images with nothing found{unreadable}")
+    faults = f", {len(errors)} faults (errors.csv)" if errors else ""
+    print(f"{len(records)} images, {masks} masks, {empty} images with nothing found{faults}")
     print(f"Wrote {args.out} in {console.duration(time.monotonic() - began)}: predictions.json, {', '.join(formats)}")
     if not model.calibrated:
         print("Scores are raw confidences: plum evaluate partonomy --split val --calibrate turns them into expected IoU")
-    if not records:
-        raise UserError(f"{args.paths[0]}: none of {len(paths)} images could be read; see {Path(args.out) / 'errors.csv'}")
+
+
+def load(args, overrides):
+    """Model for the arguments, with the header printed. UserError for a prompt, checkpoint or override that cannot be used."""
+    from plum_jax.cache import enable_compilation_cache
+    from plum_jax.checkpoint import load_model
+    from plum_jax.evaluate import eval_config
+    from plum_jax.inference import Model, check_prompt
+
+    check_prompt(args.prompt, "--prompt")
+    enable_compilation_cache()
+    console.header("predict", args.out)
+    loaded = load_model(args.checkpoint)
+    loaded = loaded._replace(config=eval_config(loaded.config, None, overrides))
+    model = Model(loaded)
+    model.encode_prompt(args.prompt, "--prompt")
+    check_score(model.min_score, "--config.eval.min_score")
+    if args.min_score is not None:
+        model.min_score = args.min_score
+    return model
+
+
+def check_numbers(args):
+    """UserError for a number among the arguments that makes no sense."""
+    for name, value in (("batch-size", args.batch_size), ("max-new-tokens", args.max_new_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: is too small; give 1 or more")
+    if args.min_score is not None:
+        check_score(args.min_score, "--min-score")
+
+
+def check_score(value, name):
+    """UserError unless 0 <= value <= 1; not a number is not in there either."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} {value}: scores lie between 0 and 1; give a number there")
 
 
 def parse_formats(text):
@@ -67,6 +95,8 @@ def parse_formats(text):
     for word in formats:
         if word not in FORMATS:
             raise UserError(f"--format {word!r} is unknown; use {', '.join(FORMATS)} or both with a comma")
+    if not formats:
+        raise UserError(f"--format {text!r} names no format; use {', '.join(FORMATS)} or both with a comma")
     return formats
 
 
@@ -76,7 +106,7 @@ def find_images(patterns):
     for pattern in map(str, patterns):
         path = Path(pattern)
         if path.is_dir():
-            hits = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+            hits = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and (p.is_file() or _dangling(p))]
         elif path.is_file():
             hits = [path]
         else:
@@ -87,22 +117,29 @@ def find_images(patterns):
     return sorted(set(found))
 
 
+def _dangling(path):
+    return path.is_symlink() and not path.exists()
+
+
 def predict(model, paths, prompt, out, *, formats=FORMATS, batch_size=8, max_new_tokens=None, log=sys.stderr):
     """Answers `prompt` about every image and writes OUT/predictions.json and what `formats` names.
 
     Batches are always the same images in the same places, padded to `batch_size`, so that a run which was stopped and
-    continued writes the same files as one that was not. An unreadable image is listed in OUT/errors.csv.
+    continued writes the same files as one that was not. An unreadable image, or an overlay that cannot be
+    written, is listed in OUT/errors.csv.
 
     Returns:
       (records as in predictions.json, [(file, error)]).
 
     Raises:
-      UserError: OUT holds predictions of another checkpoint, prompt or setting.
+      UserError: OUT holds predictions of another checkpoint, prompt or setting, or no image could be read.
     """
     out, names = Path(out), file_names(paths)
+    if max_new_tokens is None:
+        max_new_tokens = model.config.eval.max_new_tokens
     settings = {
         "checkpoint": model.sha256, "prompt": prompt, "batch_size": batch_size, "min_score": model.min_score,
-        "calibrated": model.calibrated, "max_new_tokens": max_new_tokens or model.config.eval.max_new_tokens,
+        "calibrated": model.calibrated, "max_new_tokens": max_new_tokens,
         "formats": list(formats), "images": names,
     }  # fmt: skip
     done = Journal(out / PARTIAL, settings)
@@ -110,17 +147,20 @@ def predict(model, paths, prompt, out, *, formats=FORMATS, batch_size=8, max_new
     bar = (
         console.Progress(total=len(paths), label="predict", unit="image", start=len(done.entries), stream=log) if log else None
     )
-    for start in starts:
-        batch = slice(start, start + batch_size)
-        entries = _batch(model, paths[batch], names[batch], prompt, out, formats, batch_size, max_new_tokens)
-        done.add(entries)
-        if bar:
-            bar.update(len(entries))
-    if bar:
-        bar.__exit__(None, None, None)
-    entries = [done.entries[name] for name in names]
-    records = [entry for entry in entries if "error" not in entry]
-    errors = [(entry["file_name"], entry["error"]) for entry in entries if "error" in entry]
+    with bar or contextlib.nullcontext():
+        for start in starts:
+            batch = slice(start, start + batch_size)
+            entries = _batch(model, paths[batch], names[batch], prompt, out, formats, batch_size, max_new_tokens)
+            done.add(entries)
+            if bar:
+                bar.update(len(entries))
+    entries = [dict(done.entries[name]) for name in names]
+    errors = [(entry["file_name"], entry.pop("error")) for entry in entries if "error" in entry]
+    records = [entry for entry in entries if "spans" in entry]
+    if not records:
+        done.path.unlink()  # else the next run would take the images for unreadable for good
+        _write_errors(out, errors)
+        raise UserError(f"{paths[0]}: none of the {len(paths)} images can be read; {out / 'errors.csv'} says why of each")
     _write(out, records, errors, {**settings, "version": __version__, "checkpoint_path": str(model.path)}, formats)
     return records, errors
 
@@ -140,15 +180,32 @@ def _batch(model, paths, names, prompt, out, formats, batch_size, max_new_tokens
     for name, answer in zip(pixels, answers, strict=True):
         entries[name] = coco.record(name, answer)
         if "overlay" in formats:
-            _save_png(answer.show(), out / "overlays" / f"{name}.png")
+            try:
+                _save_png(answer.show(), out / "overlays" / overlay_name(name))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # it is not about this image, and the next run can do better
+                entries[name]["error"] = f"overlay cannot be written: {error.strerror or error}"
     return [entries[name] for name in names]
 
 
 def _save_png(image, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, "PNG")
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{os.getpid()}.tmp")  # short: a long name may have no room for more
+    try:
+        image.save(temporary, "PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def overlay_name(name):
+    """'a/b.jpg' -> 'a/b.jpg.png'; a file name that is too long for most disks is cut and told apart by a hash."""
+    folder, slash, last = name.rpartition("/")
+    raw = os.fsencode(last)
+    if len(raw) > LONGEST_NAME:
+        last = raw[: LONGEST_NAME - 13].decode("utf-8", "ignore") + "-" + hashlib.sha256(raw).hexdigest()[:12]
+    return f"{folder}{slash}{last}.png"
 
 
 def _write(out, records, errors, settings, formats):
@@ -161,10 +218,15 @@ def _write(out, records, errors, settings, formats):
             **{key: settings[key] for key in ("prompt", "checkpoint", "calibrated", "version")},
         }
         write_json(out / "coco.json", coco.document(records, about))
+    _write_errors(out, errors)
+
+
+def _write_errors(out, errors):
+    """OUT/errors.csv, only where there are any. Bytes of a file name that are not UTF-8 are written as \\udcXX."""
     if errors:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("file_name", "error"), *errors])
-        write_text(out / "errors.csv", text.getvalue())
+        write_text(out / "errors.csv", text.getvalue().encode("utf-8", "backslashreplace").decode())
     else:
         (out / "errors.csv").unlink(missing_ok=True)
 

@@ -69,6 +69,21 @@ def test_user_error_is_one_sentence_and_status_2(capsys):
     assert capsys.readouterr().err == "plum predict: error: photo.jpg: cannot be read; give a PNG or JPEG file\n"
 
 
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        (["predict", "a.png"], "required: --prompt, --out"),
+        (["predict", "a.png", "--prompt", "x", "--out", "o", "--batch-size", "two"], "--batch-size: invalid int value: 'two'"),
+        (["evaluate", "coco"], "invalid choice: 'coco'"),
+        (["report"], "required: folder"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_with_a_hint(command, said, capsys):
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.endswith(f"; see plum {command[0]} --help\n") and error.count("\n") == 1
+
+
 def test_failure_is_one_line_and_status_1_and_debug_adds_the_traceback(capsys):
     def main(argv):
         assert argv == ["x"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from plum_jax import cli, coco, evaluate
+from plum_jax.checkpoint import LoadedModel
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
 from plum_jax.inference import Model
@@ -197,6 +198,26 @@ def test_bad_input_is_one_sentence_and_status_2(run, model, tmp_path, capsys):
     assert cli.run(evaluate.main, args) == 2
     error = capsys.readouterr().err
     assert error.startswith("plum evaluate: error: ") and error.count("\n") == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--split", "tset"], "no such question file"),
+        (["--question-types", "foo"], "no questions of type 'foo'"),
+        (["--question-types", ""], "no questions of type ''"),
+        (["--max-images", "0"], "--max-images 0"),
+        (["--config.model.llama.layers=3"], "--config.model.llama.layers"),
+        (["--calibrate"], "--calibrate"),
+    ],
+)
+def test_bad_arguments_write_nothing(args, said, run, tmp_path, capsys, monkeypatch):
+    loaded = LoadedModel(**vars(eval_fixtures.loaded()))
+    monkeypatch.setattr("plum_jax.checkpoint.load_model", lambda path: loaded)
+    common = ["partonomy", "--checkpoint", "x", "--data", str(run[0]), "--out", str(tmp_path / "o")]
+    assert cli.run(evaluate.main, [*common, *args], name="evaluate") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
 def test_config_of_another_model_is_refused():

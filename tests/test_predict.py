@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from plum_jax import cli, predict
+from plum_jax.checkpoint import LoadedModel
 from plum_jax.errors import UserError
 from plum_jax.inference import Model
 from tests import eval_fixtures
@@ -107,6 +109,56 @@ def test_formats_and_min_score(model, photos, tmp_path):
     assert not (tmp_path / "overlays").exists() and len(records) == 1
     with pytest.raises(UserError, match="'labelstudio'"):
         predict.parse_formats("coco,labelstudio")
+
+
+def test_what_cannot_be_written_or_read_is_listed(model, photos, tmp_path):
+    """A name that leaves no room for a suffix, one that is not UTF-8, a link to nothing, an overlay whose place is taken."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    names = ["n" * 248 + ".png", "ok.png", "taken.png"]
+    for name in names:
+        (folder / name).write_bytes((photos / "1.png").read_bytes())
+    (folder / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"x")
+    (folder / "gone.jpg").symlink_to(folder / "nothing")
+    (out / "overlays" / "taken.png.png" / "x").mkdir(parents=True)
+    records, errors = run(model, predict.find_images([folder]), out)
+    assert [r["file_name"] for r in records] == names and "error" not in records[-1]
+    assert {name for name, _ in errors} == {os.fsdecode(b"bad\xff.jpg"), "gone.jpg", "taken.png"}
+    assert {row[0] for row in csv.reader((out / "errors.csv").open())} == {
+        "file_name", "bad\\udcff.jpg", "gone.jpg", "taken.png"}  # fmt: skip
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == sorted(map(predict.overlay_name, names))
+
+
+def test_no_readable_image_leaves_only_the_reasons(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"none of the 1 images.*errors\.csv"):
+        run(model, [tmp_path / "a.png"], tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["errors.csv"]
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--prompt", "What is <image>?"], "--prompt 'What is <image>?': <image> is reserved"),
+        (["--prompt", "x</s>"], "</s> is reserved"),
+        (["--prompt", " "], "--prompt ' ': is empty"),
+        (["--prompt", "\udcff"], "not valid Unicode"),
+        (["--prompt", "part " * 999], "tokens, of at most"),
+        (["--min-score", "nan"], "--min-score nan"),
+        (["--min-score", "7"], "--min-score 7.0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--format", ""], "--format ''"),
+        (["--config.model.llama.layers=3"], "--config.model.llama.layers"),
+        (["--config.eval.min_score=7"], "--config.eval.min_score 7.0"),
+    ],
+)
+def test_bad_arguments_write_nothing(args, said, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("plum_jax.checkpoint.load_model", lambda path: LoadedModel(**vars(eval_fixtures.loaded())))
+    out = tmp_path / "o"
+    assert cli.run(predict.main, [str(photos / "1.png"), "--prompt", "What?", "--out", str(out), *args], name="predict") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not out.exists()
 
 
 @pytest.mark.parametrize("args", [["none.png"], ["--checkpoint", "no/run"]])
