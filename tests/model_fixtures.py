@@ -95,11 +95,18 @@ def random_batch(config, seed=0, *, images=2, conversations=2, length=12, spans=
         resized_hw=resized.astype(np.int32),
         original_hw=original.astype(np.int32),
         **stacked,
-        masks=(rng.random((grounded, masks, *canvas)) < 0.4).astype(np.uint8),
+        masks=_rectangles(rng, (grounded, masks), canvas),
         mask_valid=np.ones((grounded, masks), bool),
         sample_id=np.arange(images),
         patch_part=rng.integers(-1, len(PARTS), (images, (clip.image_size // clip.patch) ** 2)).astype(np.int16),
     )
+
+
+def _rectangles(rng, leading, canvas):
+    """uint8[*leading, Hc, Wc]: a filled rectangle in the upper left half, which every image has."""
+    corner, side = (rng.integers(low, high, (2, *leading, 1)) for low, high in ((0, 4), (3, 8)))
+    rows, columns = ((np.arange(n) >= corner[i]) & (np.arange(n) < corner[i] + side[i]) for i, n in enumerate(canvas))
+    return (rows[..., :, None] & columns[..., None, :]).astype(np.uint8)
 
 
 def _row(rng, config, image, conversation, images, length, spans, masks, has_image):

@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_fixtures import PARTS, micro, random_batch, small_config, small_model
+
+from plum_jax.objective import make_loss
+from plum_jax.optim import make_optimizer
+from plum_jax.params import merge, partition
+from plum_jax.train_step import init_state, make_train_step, sum_over
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+TRAINABLE = r"^(?!clip|sam_encoder|llama/layers)"  # so that the frozen part is not empty
+
+
+def step_of(micro_batches=1):
+    """-> (jitted step, optimizer)."""
+    config = small_config()
+    config.data.micro_batches = micro_batches
+    tx, _ = make_optimizer(config.optim, 60)
+    return make_train_step(*make_loss(small_model()[1], config, PARTS), tx), tx
+
+
+@pytest.fixture(scope="module")
+def training():
+    """-> (jitted step, new_state() -> (state, frozen), batch of four images)."""
+    step, tx = step_of()
+
+    def new_state():
+        trainable, frozen = partition(jax.tree.map(jnp.array, small_model()[2]), TRAINABLE)
+        return init_state(trainable, tx), frozen
+
+    return step, new_state, random_batch(small_config(), images=4, conversations=1)
+
+
+KEY = jax.random.key(0)
+
+
+def mean(sums, name):
+    return float(sums[name][0] / sums[name][1])
+
+
+def test_overfits_one_batch_without_touching_frozen_weights(training):
+    step, new_state, batch = training
+    state, frozen = new_state()
+    before = jax.tree.map(np.array, frozen)
+    history = []
+    for _ in range(60):
+        state, sums = step(state, frozen, micro(batch), KEY)
+        history.append(sums)
+    assert int(state.step) == 60
+    for name, most in (("language", 0.5), ("tag", 0.3), ("shape", 0.8), ("bce", 0.8)):
+        assert mean(history[-1], name) < most * mean(history[0], name), name
+    assert mean(history[-1], "tag_accuracy") > 0.9
+    jax.tree.map(np.testing.assert_array_equal, frozen, before)
+    assert not set(state.params) & {"clip", "sam_encoder"}
+    assert set(merge(state.params, frozen)) == set(small_model()[2])
+
+
+def test_the_state_is_donated_and_nothing_recompiles(training):
+    step, new_state, batch = training
+    state, frozen = new_state()
+    step.clear_cache()
+    first, _ = step(state, frozen, micro(batch), KEY)
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(frozen))
+    second, _ = step(first, frozen, micro(batch), KEY)
+    assert step._cache_size() == 1
+    types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
+    assert types(second) == types(new_state()[0])
+
+
+def test_micro_batches_change_nothing(training):
+    step, new_state, batch = training
+    results = []
+    for parts, run in ((1, step), (4, step_of(4)[0])):
+        state, frozen = new_state()
+        state, sums = run(state, frozen, micro(batch, parts), KEY)
+        results.append((state.opt_state, sums))  # Adam's moments are the gradient and its square
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
+
+
+def test_gradients_reach_every_part_that_learns(training):
+    """Adam's first moment after a step is zero only where M 4.5 and 5.2 say that no gradient arrives."""
+    step, new_state, batch = training
+    state, frozen = new_state()
+    state, _ = step(state, frozen, micro(batch), KEY)
+    moments = next(s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    dead = {jax.tree_util.keystr(path, simple=True, separator="/") for path, m in jax.tree_util.tree_leaves_with_path(moments)
+            if not np.any(m)}  # fmt: skip
+    unused = {f"prompt_encoder/{name}" for name in ("gaussian_matrix", "point_embeddings", "not_a_point_embed")}
+    cancels = {"feedback/k_proj/bias"}  # the same for all masks of a location, hence nothing in its softmax
+    assert {path for path in dead if not path.startswith("mask_decoder/iou_head")} == unused | cancels
+    assert any(path.startswith("mask_decoder/iou_head") for path in dead)
+
+
+def test_sum_over_is_the_sum():
+    items = {"a": jnp.arange(12.0).reshape(4, 3), "b": jnp.arange(4)}
+    got = jax.jit(lambda items: sum_over(lambda item: (item["a"] * item["b"], item["b"]), items))(items)
+    np.testing.assert_allclose(got[0], (items["a"] * items["b"][:, None]).sum(0))
+    assert got[1] == 6
+    one = jax.tree.map(lambda x: x[:1], items)
+    np.testing.assert_array_equal(sum_over(lambda item: item["a"], one), items["a"][0])
