@@ -4,12 +4,14 @@ import ast
 import difflib
 import importlib.util
 import json
+import traceback
 from pathlib import Path
 
 from plum_jax.errors import UserError
 
 # Keys that may change between two runs of one folder: they alter how the work is done, or how much of it, not what it is.
 RESUMABLE = ("train.", "mesh.", "eval.", "data.workers", "data.cache", "data.folder", "data.micro_batches")
+ANY_LENGTH = ("model.sam.global_blocks",)  # tuples whose length is a choice
 
 
 def add_config_flag(parser, default="configs/tiny.py"):
@@ -58,22 +60,42 @@ def load_config(spec, overrides=()):
       ml_collections.ConfigDict.
 
     Raises:
-      UserError: no such file, unknown key (with the nearest name), a value of another type, a wrong argument.
+      UserError: no such file, one that does not run, unknown key (with the nearest name), a value of another type, a wrong
+        argument.
     """
     path, _, arg = spec.partition(":")
     file = _find(path)
-    module_spec = importlib.util.spec_from_file_location(f"plum_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{file}: defines no get_config(arg); see configs/tiny.py for the form")
-    try:
-        config = module.get_config(arg)
-    except ValueError as error:
-        raise UserError(f"{spec}: {error}; change what follows the colon") from error
+    config = _run_file(file, arg)
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+def _run_file(file, arg):
+    """get_config(arg) of a Python file. Whatever the file raises is the user's to fix: file and line are named."""
+    import ml_collections
+
+    module_spec = importlib.util.spec_from_file_location(f"plum_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(arg) if hasattr(module, "get_config") else None
+    except Exception as error:
+        if arg and isinstance(error, ValueError):
+            raise UserError(f"{file}:{arg}: {error}; change what follows the colon") from error
+        what = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0]
+        raise UserError(f"{file}{_line(file, error)}: {type(error).__name__}: {what}; correct the config file") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"{file}: defines no get_config(arg) that returns a ConfigDict; see configs/tiny.py for the form")
+    return config
+
+
+def _line(file, error):
+    """', line 7': where the file is wrong or raised."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        lines = [error.lineno]
+    return f", line {lines[-1]}" if lines and lines[-1] else ""
 
 
 def _find(path):
@@ -116,7 +138,7 @@ def _parse(key, text, current):
         raise UserError(f"--config.{key}: {text!r} is not a bool; write true or false")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: brackets nested without end
         value = text
     if kind is float and type(value) is int:
         value = float(value)
@@ -124,6 +146,18 @@ def _parse(key, text, current):
         value = tuple(value)
     if current is not None and type(value) is not kind:
         raise UserError(f"--config.{key}: {text!r} is not of type {kind.__name__}; the config has {current!r} there")
+    return _like(key, value, current) if kind is tuple else value
+
+
+def _like(key, value, current):
+    """A tuple whose elements have the types of those of `current`, and its length."""
+    kinds = [type(x) for x in current]
+    if key in ANY_LENGTH:
+        kinds = [int] * len(value)
+    if len(value) == len(kinds):
+        value = tuple(float(x) if (type(x), kind) == (int, float) else x for x, kind in zip(value, kinds, strict=True))
+    if [type(x) for x in value] != kinds:
+        raise UserError(f"--config.{key}: {value!r} is not of the form of {current!r}, which the config has there; write it so")
     return value
 
 

@@ -1,12 +1,13 @@
 """PLUM: CLIP -> projector -> Llama -> span tagger and projector -> SAM's mask decoder with feedback. Composes, nothing else."""
 
 import dataclasses
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plum_jax.errors import UserError
 from plum_jax.models import clip, feedback, sam_decoder, sam_encoder
 from plum_jax.models.layers import Linear
 from plum_jax.models.llama import Llama, LlamaConfig
@@ -29,20 +30,85 @@ class PlumConfig:
 
     @classmethod
     def from_dict(cls, config):
-        """The `model` part of a config file -> PlumConfig. The decoder's width and grid follow from SAM's."""
-        config = dict(config)
-        sam = dict(config.pop("sam"))
-        sam["global_blocks"] = tuple(sam["global_blocks"])  # a list once it went through JSON
-        sam = sam_encoder.SamEncoderConfig(**sam)
-        grid = sam.image_size // sam.patch
-        return cls(
-            llama=LlamaConfig(**config.pop("llama")),
-            clip=clip.ClipConfig(**config.pop("clip")),
-            sam=sam,
-            decoder=sam_decoder.MaskDecoderConfig(width=sam.out_width, grid=grid, **config.pop("decoder")),
-            tagger=TaggerConfig(**config.pop("tagger")),
-            **config,
-        )
+        """The `model` part of a config file -> PlumConfig. The decoder's width and grid follow from SAM's.
+
+        Raises:
+          UserError: a key is unknown, missing or of another type, or the sizes do not fit each other.
+        """
+        values = {name: dict(x) if hasattr(x, "items") else x for name, x in config.items()}
+        if isinstance(values.get("sam"), dict) and "global_blocks" in values["sam"]:
+            values["sam"]["global_blocks"] = tuple(values["sam"]["global_blocks"])  # a list once it went through JSON
+        parts = dict(
+            llama=LlamaConfig, clip=clip.ClipConfig, sam=sam_encoder.SamEncoderConfig, decoder=sam_decoder.MaskDecoderConfig,
+            tagger=TaggerConfig,
+        )  # fmt: skip
+        _check_fields("config.model", cls, values, parts)
+        for name, part in parts.items():
+            derived = {"width": values["sam"].out_width, "grid": values["sam"].grid} if name == "decoder" else {}
+            values[name] = _part(f"config.model.{name}", part, {**values[name], **derived})
+        config = cls(**values)
+        _check_sizes(config)
+        return config
+
+
+def _check_fields(name, cls, values, parts=()):
+    """UserError unless `values` has the fields of the dataclass: names, types, and sizes of at least one."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    missing = [x for x, field in fields.items() if x not in values and field.default is dataclasses.MISSING]
+    for wrong, what in ((sorted(values.keys() - fields.keys()), "is not known"), (missing, "is missing")):
+        if wrong:
+            raise UserError(f"{name}.{wrong[0]}: {what}; it takes {', '.join(fields)}")
+    for key, value in values.items():
+        kind = dict if key in parts else fields[key].type
+        if kind is float and type(value) is int:
+            continue
+        if type(value) is not kind:
+            raise UserError(f"{name}.{key}: {value!r} is not of type {kind.__name__}; write one")
+        least = 0 if key == "lora_rank" else 1
+        if kind is int and value < least:
+            raise UserError(f"{name}.{key}: {value} is too small; set it to {least} or more")
+
+
+def _part(name, cls, values):
+    _check_fields(name, cls, values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; change one of them") from error
+
+
+def _check_sizes(config):
+    """UserError where a size does not divide into what it is split into, or a word is not one of those that are known."""
+    llama, eye, sam, decoder = config.llama, config.clip, config.sam, config.decoder
+    inner = decoder.width // decoder.attention_downsample
+    for name, size, divisor, of in (
+        ("clip.patch", eye.image_size, eye.patch, "config.model.clip.image_size"),
+        ("sam.patch", sam.image_size, sam.patch, "config.model.sam.image_size"),
+        ("llama.heads", llama.width, 2 * llama.heads, "config.model.llama.width into heads of an even size"),
+        ("clip.heads", eye.width, eye.heads, "config.model.clip.width"),
+        ("sam.heads", sam.width, sam.heads, "config.model.sam.width"),
+        ("decoder.attention_downsample", decoder.width, decoder.attention_downsample, "config.model.sam.out_width"),
+        ("decoder.heads", inner, decoder.heads, "config.model.sam.out_width after attention_downsample"),
+        ("decoder.heads", decoder.width, decoder.heads, "config.model.sam.out_width"),
+        ("tagger.heads", llama.width, config.tagger.heads, "config.model.llama.width"),
+        ("feedback_heads", decoder.width, config.feedback_heads, "config.model.sam.out_width"),
+    ):
+        if size % divisor:
+            value = functools.reduce(getattr, name.split("."), config)
+            raise UserError(f"config.model.{name}: {value} does not divide {of} ({size}); change one of them")
+    for name, size, multiple in (("sam.out_width", sam.out_width, 8), ("decoder.mask_channels", decoder.mask_channels, 4)):
+        if size % multiple:
+            raise UserError(f"config.model.{name}: {size} is not a multiple of {multiple}; make it one")
+    for name, value, known in (
+        ("dtype", config.dtype, ("float32", "bfloat16")),
+        ("remat", config.remat, ("none", "full", "dots")),
+        ("decoder.pe_dtype", decoder.pe_dtype, ("float32", "bfloat16")),
+    ):
+        if value not in known:
+            raise UserError(f"config.model.{name}: {value!r} is not known; use {' or '.join(known)}")
+    for name, rate in (("llama.lora_dropout", llama.lora_dropout), ("tagger.dropout", config.tagger.dropout)):
+        if not 0 <= rate < 1:
+            raise UserError(f"config.model.{name}: {rate} is not a dropout rate; set it to 0 or more and below 1")
 
 
 class Plum(nnx.Module):
@@ -59,7 +125,7 @@ class Plum(nnx.Module):
         self.sam_encoder = sam_encoder.SamEncoder(config.sam, rngs=rngs)
         self.prompt_encoder = sam_decoder.PromptEncoder(config.decoder, rngs=rngs)
         self.mask_decoder = sam_decoder.MaskDecoder(config.decoder, rngs=rngs)
-        pooler = partial(feedback.Feedback, config.decoder.width, config.decoder.grid, config.feedback_heads)
+        pooler = functools.partial(feedback.Feedback, config.decoder.width, config.decoder.grid, config.feedback_heads)
         self.feedback = pooler(mask_channels=config.decoder.mask_channels, rngs=rngs) if config.feedback else None
 
     @property
