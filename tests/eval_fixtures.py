@@ -5,13 +5,14 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from data_pipelines.conversation import join_parts
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax import coco
 from plum_jax.models.plum import PlumConfig, init_params
-from tests.model_fixtures import roughen, small_config
+from tests.model_fixtures import small_config
 
 PARTS = ("wheel", "door", "handle", "lid")
 
@@ -19,10 +20,19 @@ PARTS = ("wheel", "door", "handle", "lid")
 def config():
     c = small_config()
     c.model.llama.vocab_size = 1024
-    c.data.update(template="brief", clip_view="pad")
+    c.data.update(template="brief", clip_view="pad", max_tokens=72)
     c.tokenizer = "tiny"
     c.eval = dict(mc_score="answer_mean", min_score=0.0, max_new_tokens=12)
     return c
+
+
+def roughen(params, seed):
+    """Norm gains and biases moved off their neutral values; adapters stay zero. Spans and masks come out of it."""
+    rng = np.random.default_rng(seed)
+    flat = flatten_dict(params, sep="/")
+    noise = {k: 0.1 * rng.standard_normal(v.shape).astype(np.float32) for k, v in sorted(flat.items())}
+    rough = {k: v if "lora_b" in k else np.asarray(v) + noise[k] for k, v in flat.items()}
+    return unflatten_dict(rough, sep="/")
 
 
 @functools.cache

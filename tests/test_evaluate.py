@@ -207,7 +207,7 @@ def test_bad_input_is_one_sentence_and_status_2(run, model, tmp_path, capsys):
         (["--question-types", "foo"], "no questions of type 'foo'"),
         (["--question-types", ""], "no questions of type ''"),
         (["--max-images", "0"], "--max-images 0"),
-        (["--config.model.llama.layers=3"], "--config.model.llama.layers"),
+        (["--config.model.llama.depth=3"], "--config.model.llama.depth"),
         (["--calibrate"], "--calibrate"),
     ],
 )

@@ -149,7 +149,7 @@ def test_no_readable_image_leaves_only_the_reasons(model, tmp_path):
         (["--max-new-tokens", "0"], "--max-new-tokens 0"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--format", ""], "--format ''"),
-        (["--config.model.llama.layers=3"], "--config.model.llama.layers"),
+        (["--config.model.llama.depth=3"], "--config.model.llama.depth"),
         (["--config.eval.min_score=7"], "--config.eval.min_score 7.0"),
     ],
 )
