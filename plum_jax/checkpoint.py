@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
@@ -87,7 +88,8 @@ def restore(checkpointer, state, shardings, config):
             raise
         except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files
             aside = _set_aside(Path(checkpoint.path))
-            print(f"warning: checkpoint {checkpoint.step} cannot be read ({_short(error)}); moved to {aside}", file=sys.stderr)
+            what = f"{_short(error)}; its files are missing or damaged"
+            print(f"warning: checkpoint {checkpoint.step} cannot be read ({what}); moved to {aside}", file=sys.stderr)
     checkpointer.reload()
     if found:
         raise UserError(f"{checkpointer.directory}: none of {len(found)} checkpoints can be read; choose a new --workdir")
@@ -154,9 +156,13 @@ def load_model(path):
         config = config_from_json(ocp.load_checkpointables(folder, dict(config=None))["config"])
         written = flatten_dict(ocp.checkpointables_metadata(folder).metadata["state"]["params"], sep="/")
     except Exception as error:
-        raise UserError(f"{folder}: the checkpoint cannot be read ({_short(error)}); {_other_steps(folder)}") from error
+        raise _damaged(folder) from error
     params = _load_params(folder, config, {name: tuple(x.shape) for name, x in written.items()})
     return LoadedModel(config, params, load_tokenizer(config.tokenizer), str(folder), sha256_of(folder), int(folder.name))
+
+
+def _damaged(folder):
+    return UserError(f"{folder}: the checkpoint cannot be read, its files are missing or damaged; {_other_steps(folder)}")
 
 
 def _load_params(folder, config, written):
@@ -180,7 +186,10 @@ def _load_params(folder, config, written):
         with context:
             params = ocp.load_checkpointables(folder, dict(state=dict(params=target)))["state"]["params"]
     except Exception as error:
-        raise UserError(f"{folder}: the checkpoint cannot be read ({_short(error)}); {_other_steps(folder)}") from error
+        raise _damaged(folder) from error
+    # Orbax keeps checksums of its index, not of the arrays: this finds most damage to those, though not all.
+    if not all(jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params))):
+        raise _damaged(folder)
     return merge(params, partition(init_params(config), config.trainable)[1]) if frozen else params
 
 
@@ -204,6 +213,11 @@ def checkpoint_folder(path):
     if not steps:
         raise UserError(f"{path}: holds no finished checkpoint; train with `plum train --workdir={path}` first")
     return folder / "checkpoints" / str(steps[-1])
+
+
+def latest_step(workdir):
+    """Number of the newest finished checkpoint of a run folder, 0 when there is none; nothing is read or created."""
+    return next(reversed(_steps(Path(workdir).absolute() / "checkpoints")), 0)
 
 
 def _steps(folder):

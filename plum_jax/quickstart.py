@@ -41,11 +41,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps: {args.steps} is not a positive number; give 1 or more")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out}: is a file; give --out a folder")
 
     from plum_jax.config_io import load_config
+    from plum_jax.console import check_out
 
+    check_out(args.out)
     config = load_config(CONFIG)
     config.seed = args.seed
     config.train.steps = args.steps or (FAST_STEPS if args.fast else config.train.steps)

@@ -80,17 +80,22 @@ def train(config, workdir):
     from data_pipelines.partonomy.source import PartonomySource
     from data_pipelines.tokenizer import load_tokenizer
     from plum_jax import checkpoint
+    from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
 
+    console.check_out(workdir)
+    check_settings(config)
     mesh = make_mesh(config.mesh)
-    _check(config, mesh)
+    check_split(config, mesh)
     tokenizer = load_tokenizer(config.tokenizer)
+    check_vocabulary(config, tokenizer)
     source = PartonomySource(config.data.folder, config.data.train_split, config, tokenizer)
     first = jax.process_index() == 0
     with jax.set_mesh(mesh):
         plan = _plan(
             config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in ["background", *source.parts]]
         )
+        data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
         with checkpoint.open_checkpoints(workdir, config) as checkpointer:
@@ -107,24 +112,25 @@ def train(config, workdir):
                 if first:
                     record.input("data", source.path)
                 run = _Run(config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record)
-                return _loop(run, state, start)
+                return _loop(run, state, start, data if data.start == start else data.open(config, tokenizer, source, start))
 
 
-def _check(config, mesh):
-    """What the config must satisfy, said before anything is read or written."""
-    if not config.data.folder:
-        raise UserError("config.data.folder: is empty; run plum data make --out DIR and pass --config.data.folder=DIR")
-    for name in ("steps", "log_every", "save_every", "keep"):
-        if config.train[name] < 1:
-            raise UserError(f"config.train.{name}: {config.train[name]} is not a positive number; set it to 1 or more")
-    data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], config.data.grounded
-    rows = data.global_batch // data.micro_batches
-    for images, what in ((rows, "images"), (rows * n // m, "images with masks")):
-        if images % shards or images == 0:
-            raise UserError(
-                f"config.data.global_batch: {data.global_batch} in {data.micro_batches} micro-batches with grounded {(n, m)} "
-                f"gives {images} {what} at a time, which {shards} devices do not divide; change one of them or --config.mesh"
-            )
+class _Data(NamedTuple):
+    """The batches from a step on, the first of them built already: what does not fit is found before anything is written."""
+
+    start: int
+    first: object  # Batch
+    rest: object  # iterator
+
+    @classmethod
+    def open(cls, config, tokenizer, source, start):
+        import jax
+
+        from data_pipelines.pipeline import batches
+
+        hosts = dict(host=jax.process_index(), hosts=jax.process_count())
+        stream = batches(config, tokenizer, start=start, source=source, **hosts)
+        return cls(start, next(stream), stream)
 
 
 class _Plan(NamedTuple):
@@ -204,22 +210,18 @@ class _Run(NamedTuple):
     record: RunRecord
 
 
-def _loop(run, state, start):
+def _loop(run, state, start, data):
     """Makes the updates that are left. The host runs at most `metrics.AHEAD` steps ahead of the device."""
     import jax
 
-    from data_pipelines.pipeline import batches
     from plum_jax.logger import MetricLogger
     from plum_jax.metrics import StepMetrics
     from plum_jax.preemption import Preemption
 
     config, steps, first = run.config, run.config.train.steps, jax.process_index() == 0
-    hosts = dict(host=jax.process_index(), hosts=jax.process_count())
-    stream = batches(config, run.tokenizer, start=start, source=run.source, **hosts)
-    batch = next(stream)
     if first:
-        _describe(run, batch, steps - start)
-    key, arrays = jax.random.key(config.seed), put(batch, config, run.mesh)
+        _describe(run, data.first, steps - start)
+    key, arrays = jax.random.key(config.seed), put(data.first, config, run.mesh)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
     logger = MetricLogger(run.workdir, start, write=first)
 
@@ -241,7 +243,7 @@ def _loop(run, state, start):
             if _save(run, step, state, meter, stop):
                 break
             asked = time.monotonic()
-            batch = next(stream)
+            batch = next(data.rest)
             waited = time.monotonic() - asked
             arrays = put(batch, config, run.mesh)
     run.checkpointer.wait()

@@ -200,6 +200,24 @@ def test_damaged_model_names_the_step_before(run_folder):
         checkpoint.load_model(run_folder[0])
 
 
+@pytest.mark.parametrize("name", ["state", "config", "state/_METADATA"])
+def test_a_model_without_a_part_says_so_in_plain_words(run_folder, name):
+    part = run_folder[0] / "checkpoints" / "4" / name
+    shutil.rmtree(part) if part.is_dir() else part.write_bytes(bytes(2000))
+    with pytest.raises(UserError, match="checkpoints/4: .*missing or damaged; try .*checkpoints/2") as caught:
+        checkpoint.load_model(run_folder[0] / "checkpoints" / "4")
+    assert "Error" not in str(caught.value)
+
+
+def test_parameters_that_are_not_finite_are_refused(run_folder):
+    folder, config, params = run_folder
+    state = init_state({"llama": jax.tree.map(lambda x: x * jnp.nan, params["llama"])}, make_optimizer(config.optim, 10)[0])
+    with checkpoint.open_checkpoints(folder, config) as checkpointer:
+        checkpoint.save(checkpointer, 6, state, config, force=True)
+    with pytest.raises(UserError, match="missing or damaged"):
+        checkpoint.load_model(folder)
+
+
 def test_parameters_of_another_model_are_refused(run_folder):
     folder, config, params = run_folder
     state = init_state({"llama": params["llama"]}, make_optimizer(config.optim, 10)[0])

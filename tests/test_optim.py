@@ -52,6 +52,7 @@ PARAMS = {
         "lm_head": {"kernel": jnp.ones((4, 6))},
         "layers": {"q_proj": {"kernel": jnp.ones((2, 4, 4)), "bias": jnp.ones((2, 4))}, "norm": {"scale": jnp.ones((2, 4))}},
     },
+    "prompt_encoder": {"gaussian_matrix": jnp.ones((2, 4))},
     "conv": {"kernel": jnp.ones((2, 2, 3, 4))},
 }
 

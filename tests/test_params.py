@@ -1,8 +1,12 @@
+import re
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from model_fixtures import small_config
 
+from plum_jax.errors import UserError
 from plum_jax.models.plum import PlumConfig, build
 from plum_jax.params import cast, count, merge, partition
 
@@ -47,3 +51,34 @@ def test_the_papers_trainable_part_of_this_model():
         "embed", "lm_head/kernel", *(f"layers/{n}_proj/lora_{x}" for n in "qv" for x in "ab")
     }  # fmt: skip
     assert {"clip", "sam_encoder", "projector", "llama"} == set(frozen)
+
+
+@pytest.mark.parametrize(
+    "part, change, message",
+    [
+        (None, {"colour": 1}, "config.model.colour: is not known"),
+        ("llama", {"widht": 1}, "config.model.llama.widht: is not known"),
+        ("llama", {"heads": 3}, "config.model.llama.heads: 3 does not divide"),
+        ("llama", {"heads": 16}, "heads of an even size"),
+        ("clip", {"patch": 5}, "config.model.clip.patch: 5 does not divide config.model.clip.image_size (12)"),
+        ("sam", {"patch": 0}, "config.model.sam.patch: 0 is too small"),
+        ("sam", {"global_blocks": (0,)}, "config.model.sam: global_blocks (0,)"),
+        ("sam", {"out_width": 12}, "is not a multiple of 8"),
+        ("decoder", {"heads": 3}, "config.model.decoder.heads: 3 does not divide"),
+        ("tagger", {"dropout": 1.0}, "is not a dropout rate"),
+        (None, {"remat": "some"}, "use none or full or dots"),
+        (None, {"sam": 3}, "config.model.sam: 3 is not of type dict"),
+    ],
+)
+def test_sizes_of_a_model_that_cannot_be_built_are_named(part, change, message):
+    config = small_config().model.to_dict()
+    (config[part] if part else config).update(change)
+    with pytest.raises(UserError, match=re.escape(message)):
+        PlumConfig.from_dict(config)
+
+
+def test_missing_key_of_a_model_is_named():
+    config = small_config().model.to_dict()
+    del config["clip"]["mlp"]
+    with pytest.raises(UserError, match="config.model.clip.mlp: is missing"):
+        PlumConfig.from_dict(config)

@@ -34,7 +34,7 @@ def test_table_shows_both_models():
 
 def test_bad_arguments(tmp_path):
     (tmp_path / "file").write_text("")
-    for arguments in (["--steps", "0"], ["--out", str(tmp_path / "file")]):
+    for arguments in (["--steps", "0"], ["--out", str(tmp_path / "file")], ["--out", str(tmp_path / "file" / "x")]):
         with pytest.raises(UserError):
             quickstart.main(arguments)
 

@@ -159,6 +159,18 @@ def test_a_run_folder_of_another_config_is_refused(start, whole):
         ("data.global_batch=12", "devices do not divide"),
         ("mesh.data=3", "does not multiply to 8 devices"),
         ("train.keep=0", "not a positive number"),
+        ("data.micro_batches=0", "config.data.micro_batches: 0 is not a positive number"),
+        ("data.grounded=(0,0)", "config.data.grounded: .* is wrong; give"),
+        ("data.canvas=(8,8)", "config.data.canvas .* enlarge it"),
+        ("data.canvas=(0,8)", "config.data.canvas: .* is wrong; give"),
+        ("data.clip_view=foo", "use pad or center_crop"),
+        ("data.template=foo", "template 'foo' is unknown"),
+        ("data.max_masks=128", "127 or less"),
+        ("trainable=((", "is not a regular expression"),
+        ("mesh.fsdp=0", "config.mesh.fsdp: 0"),
+        ("model.llama.heads=5", "config.model.llama.heads: 5 does not divide"),
+        ("model.clip.patch=7", "config.model.clip.patch: 7 does not divide"),
+        ("model.llama.vocab_size=512", "too small for the 1024 tokens"),
         ("tokenizer=nowhere", "no tokenizer.json"),
     ],
 )
@@ -167,6 +179,13 @@ def test_wrong_settings_are_refused_before_anything_is_written(data, tmp_path, o
     with pytest.raises(train.UserError, match=message):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_below_a_file_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(train.UserError, match="is not a folder"):
+            train.train(load_config("tiny", [*SMALL, f"data.folder={data}"]), folder)
 
 
 @pytest.mark.slow

@@ -1,0 +1,73 @@
+"""What the settings of a training run must satisfy, found before anything is read or written."""
+
+import math
+import re
+
+from plum_jax.errors import UserError
+
+CLIP_VIEWS = ("pad", "center_crop")
+AT_LEAST_ONE = (
+    "train.steps", "train.log_every", "train.save_every", "train.keep", "data.global_batch", "data.micro_batches",
+    "data.conversations", "data.max_tokens", "data.max_spans", "data.max_masks",
+)  # fmt: skip
+INT8 = 127  # spans and masks of a batch are numbered in int8
+
+
+def check_settings(config):
+    """UserError for a value that no data and no mesh make right; the model's sizes are checked by `PlumConfig`."""
+    data, mesh = config.data, config.mesh
+    if not data.folder:
+        raise UserError("config.data.folder: is empty; run plum data make --out DIR and pass --config.data.folder=DIR")
+    for name in AT_LEAST_ONE:
+        part, key = name.split(".")
+        if config[part][key] < 1:
+            raise UserError(f"config.{name}: {config[part][key]} is not a positive number; set it to 1 or more")
+    for name in ("max_spans", "max_masks"):
+        if data[name] > INT8:
+            raise UserError(f"config.data.{name}: {data[name]} is too large; set it to {INT8} or less")
+    for name in ("data", "fsdp", "tensor"):
+        if mesh[name] < 1 and mesh[name] != -1:
+            raise UserError(
+                f"config.mesh.{name}: {mesh[name]} is not a number of devices; set it to 1 or more, or -1 for the rest"
+            )
+    if data.workers < 0:
+        raise UserError(f"config.data.workers: {data.workers} is negative; set it to 0 or more")
+    _check_pair("canvas", data.canvas, "height and width in pixels, such as (128, 128)", all(x > 0 for x in data.canvas))
+    grounded = len(data.grounded) == 2 and 0 < data.grounded[0] <= data.grounded[1]
+    _check_pair("grounded", data.grounded, "(n, m) with 1 <= n <= m: n of every m images have masks", grounded)
+    if data.clip_view not in CLIP_VIEWS:
+        raise UserError(f"config.data.clip_view: {data.clip_view!r} is not known; use {' or '.join(CLIP_VIEWS)}")
+    if not 0 < config.optim.lr < math.inf:
+        raise UserError(f"config.optim.lr: {config.optim.lr} is not a learning rate; set it to a positive number")
+    try:
+        re.compile(config.trainable)
+    except re.error as error:
+        raise UserError(
+            f"config.trainable: {config.trainable!r} is not a regular expression ({error}); correct it, or use .* for all"
+        ) from error
+
+
+def _check_pair(name, value, form, good):
+    if len(value) != 2 or not good:
+        raise UserError(f"config.data.{name}: {tuple(value)} is wrong; give {form}")
+
+
+def check_split(config, mesh):
+    """UserError unless the images of a micro-batch, and those of them with masks, divide among the devices."""
+    data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], config.data.grounded
+    rows = data.global_batch // data.micro_batches
+    for images, what in ((rows, "images"), (rows * n // m, "images with masks")):
+        if images % shards or images == 0:
+            raise UserError(
+                f"config.data.global_batch: {data.global_batch} in {data.micro_batches} micro-batches with grounded {(n, m)} "
+                f"gives {images} {what} at a time, which {shards} devices do not divide; change one of them or --config.mesh"
+            )
+
+
+def check_vocabulary(config, tokenizer):
+    """UserError when the tokenizer has tokens that the model has no row for: their embeddings would be those of others."""
+    if len(tokenizer) > config.model.llama.vocab_size:
+        raise UserError(
+            f"config.model.llama.vocab_size: {config.model.llama.vocab_size} is too small for the {len(tokenizer)} tokens of "
+            f"config.tokenizer {config.tokenizer!r}; set it to {len(tokenizer)}"
+        )
