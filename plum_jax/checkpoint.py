@@ -187,7 +187,7 @@ def _load_params(folder, config, written):
             params = ocp.load_checkpointables(folder, dict(state=dict(params=target)))["state"]["params"]
     except Exception as error:
         raise _damaged(folder) from error
-    # Orbax keeps checksums of its index, not of the arrays: this finds most damage to those, though not all.
+    # Orbax keeps checksums of its index, not of the arrays: damage there that leaves finite numbers is not found.
     if not all(jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params))):
         raise _damaged(folder)
     return merge(params, partition(init_params(config), config.trainable)[1]) if frozen else params
