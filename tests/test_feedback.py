@@ -88,6 +88,8 @@ def test_gradients_equal_the_recomputed_ones(both):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
     pooler = got[0]["pooler"]
     pooler["k_proj"].pop("bias")  # adds the same to every logit: exactly no gradient, in torch up to rounding
+    unused = pooler.pop("film3")
+    assert not any(np.any(g) for g in jax.tree.leaves(unused))
     assert all(np.any(g) for g in jax.tree.leaves(pooler))
 
 
@@ -130,7 +132,7 @@ def test_pooling_equals_torch_attention(parts):
     draw = lambda *shape: (0.3 * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
     tensors = {f"mask_pooler.attn.{name}": value.numpy() for name, value in attn.state_dict().items()}
     tensors["mask_pooler.queries"] = draw(GRID * GRID, 1, WIDTH)
-    for i, c in enumerate((CHANNELS // 4, CHANNELS)):
+    for i, c in enumerate((CHANNELS // 4, CHANNELS, WIDTH)):
         tensors[f"mask_pooler.mask_modulator.projections.{i}.weight"] = draw(2 * c, WIDTH)
         tensors[f"mask_pooler.mask_modulator.projections.{i}.bias"] = draw(2 * c)
     queries = torch.from_numpy(tensors["mask_pooler.queries"])
@@ -181,4 +183,4 @@ def test_initial_values_are_torch_defaults():
     for name, limit in (("q_proj", (6 / 256) ** 0.5), ("out_proj", 1 / 8), ("film1", 1 / 8), ("film2", 1 / 8)):
         assert 0.95 * limit < np.abs(params[name]["kernel"]).max() <= limit
     assert 0.1 < np.abs(params["film2"]["bias"]).max() <= 1 / 8
-    assert set(params) == {"queries", "q_proj", "k_proj", "v_proj", "out_proj", "film1", "film2"}
+    assert set(params) == {"queries", "q_proj", "k_proj", "v_proj", "out_proj", "film1", "film2", "film3"}

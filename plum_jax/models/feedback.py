@@ -45,7 +45,8 @@ class Feedback(nnx.Module):
     """Pools past masks, each modulated by its span embedding (FiLM), with one learned query per location.
 
     The convolutions are those of the prompt encoder, which is an argument. FiLM starts random, as in the reference: the
-    first training steps see random dense prompts from the second span on (M 5.2, D21).
+    first training steps see random dense prompts from the second span on (M 5.2, D21). `film3` belongs to the 1x1
+    convolution and is never called there either: a parameter so that checkpoints convert both ways.
     """
 
     def __init__(self, width, grid, heads, mask_channels, *, rngs):
@@ -55,6 +56,7 @@ class Feedback(nnx.Module):
         self.out_proj = Linear(width, width, bias=True, rngs=rngs)
         self.film1 = film_layer(width, mask_channels // 4, rngs)
         self.film2 = film_layer(width, mask_channels, rngs)
+        self.film3 = film_layer(width, width, rngs)
         self.heads = heads
 
     def fold(self, prompt_encoder):

@@ -9,14 +9,18 @@ from flax import nnx
 
 from plum_jax.errors import UserError
 from plum_jax.models import clip, feedback, sam_decoder, sam_encoder
-from plum_jax.models.layers import Linear
+from plum_jax.models.layers import Linear, gelu
 from plum_jax.models.llama import Llama, LlamaConfig
 from plum_jax.models.span_tagger import SpanProjector, SpanTagger, TaggerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class PlumConfig:
-    """Sizes of every part. `remat`: "none" keeps activations, "full" recomputes each layer, "dots" keeps matrix products."""
+    """Sizes of every part.
+
+    remat: "none" keeps activations, "full" recomputes each layer, "dots" keeps matrix products.
+    projector: "linear" as in PLUM's base (M 1.1), or "mlp", the two layers of LLaVA-1.5 (arXiv 2310.03744).
+    """
 
     llama: LlamaConfig
     clip: clip.ClipConfig
@@ -27,6 +31,7 @@ class PlumConfig:
     feedback_heads: int
     dtype: str
     remat: str = "full"
+    projector: str = "linear"
 
     @classmethod
     def from_dict(cls, config):
@@ -102,6 +107,7 @@ def _check_sizes(config):
     for name, value, known in (
         ("dtype", config.dtype, ("float32", "bfloat16")),
         ("remat", config.remat, ("none", "full", "dots")),
+        ("projector", config.projector, ("linear", "mlp")),
         ("decoder.pe_dtype", decoder.pe_dtype, ("float32", "bfloat16")),
     ):
         if value not in known:
@@ -111,6 +117,17 @@ def _check_sizes(config):
             raise UserError(f"config.model.{name}: {rate} is not a dropout rate; set it to 0 or more and below 1")
 
 
+class MlpProjector(nnx.Module):
+    """Linear, exact GELU, linear: [..., D of CLIP] -> [..., D]."""
+
+    def __init__(self, d_in, d_out, *, rngs):
+        self.linear1 = Linear(d_in, d_out, bias=True, rngs=rngs)
+        self.linear2 = Linear(d_out, d_out, bias=True, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear2(gelu(self.linear1(x)))
+
+
 class Plum(nnx.Module):
     """The whole model. Rows R are conversations; images are encoded once each and repeated by the caller."""
 
@@ -118,7 +135,8 @@ class Plum(nnx.Module):
         self.config = config
         width = config.llama.width
         self.clip = clip.Clip(config.clip, rngs=rngs)
-        self.projector = Linear(config.clip.width, width, bias=True, rngs=rngs)
+        projector = MlpProjector if config.projector == "mlp" else functools.partial(Linear, bias=True)
+        self.projector = projector(config.clip.width, width, rngs=rngs)
         self.llama = Llama(config.llama, rngs)
         self.span_tagger = SpanTagger(width, config.tagger, rngs)
         self.span_projector = SpanProjector(width, config.decoder.width, rngs)

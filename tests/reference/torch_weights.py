@@ -184,10 +184,9 @@ def mask_decoder(t, depth, prefix="mask_decoder."):
 
 
 def feedback(t, prefix="mask_pooler."):
-    """The third FiLM projection of the reference is never called and stays in `t` (M 9.8)."""
     return {
         "queries": t.pop(f"{prefix}queries")[:, 0],
         **split_packed(t.pop(f"{prefix}attn.in_proj_weight"), t.pop(f"{prefix}attn.in_proj_bias")),
         "out_proj": linear(t, f"{prefix}attn.out_proj"),
-        **{f"film{i + 1}": linear(t, f"{prefix}mask_modulator.projections.{i}") for i in (0, 1)},
+        **{f"film{i + 1}": linear(t, f"{prefix}mask_modulator.projections.{i}") for i in range(3)},
     }
