@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from plum_jax.convert import files, pickles
+from plum_jax.convert.adapter import plain_names
 from plum_jax.convert.tensors import Tensor
 from plum_jax.errors import UserError
 
-PREFIX = "base_model.model."  # of names inside a PEFT model
 DROPPED = ("teacher_llm.", "seg_h_ref")  # a copy of the model for the KL term, and a value cached by the first forward
 OPTIM_FILE = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 ALIGNMENT = 2  # the flat vector is padded to a multiple of 2 * ranks
@@ -36,20 +36,12 @@ class _Group(NamedTuple):
 
 
 def training_names(tensors):
-    """Names as training saves them -> names of a merged checkpoint; LoRA matrices keep theirs, `...q_proj.lora_A.weight`.
+    """Names as training saves them -> names of a merged checkpoint and of LoRA matrices (`adapter.plain_names`).
 
-    Strips `base_model.model.` and what PEFT adds (`.default`, `.base_layer`), drops the teacher and the cached reference.
-    For what `read_zero` reads, and for the single file that zero_to_fp32.py makes of it.
+    Drops the teacher and the cached reference. For what `read_zero` reads, and for the single file that zero_to_fp32.py
+    makes of it.
     """
-    renamed = {}
-    for name, tensor in tensors.items():
-        new = re.sub(r"(\.lora_[AB])\.default\.", r"\1.", name.removeprefix(PREFIX)).replace(".base_layer.", ".")
-        if new.startswith(DROPPED):
-            continue
-        if new in renamed:
-            raise UserError(f"{tensor.file}: {name} is there twice, as {new} too; the file mixes two models, remove one")
-        renamed[new] = tensor
-    return renamed
+    return {name: tensor for name, tensor in plain_names(tensors).items() if not name.startswith(DROPPED)}
 
 
 def read_zero(folder):
