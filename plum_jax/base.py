@@ -1,10 +1,10 @@
 """Base weights: the folder that `plum convert` writes and that training, evaluation and prediction start from.
 
-    config.json   a whole config; its model part describes the weights, so that no command needs them said again
-    base.json     where the weights are from, what is missing, shape and storage type of every parameter
-    params/       Orbax; a stacked parameter is stored layer by layer, so that writing and reading it needs little memory
-    tokenizer/    as it came with the source
-    check.npz     what a few inputs gave when the folder was written (selfcheck.py)
+config.json   a whole config; its model part describes the weights, so that no command needs them said again
+base.json     where the weights are from, what is missing, shape and storage type of every parameter
+params/       Orbax; a stacked parameter is stored layer by layer, so that writing and reading it needs little memory
+tokenizer/    as it came with the source
+check.npz     what a few inputs gave when the folder was written (selfcheck.py)
 """
 
 import json
@@ -28,7 +28,8 @@ from plum_jax.run_record import sha256_of, write_json, write_text
 BUFFER_BYTES = 256 << 20  # written together: fewer, larger files; several times this is held while Orbax writes
 FORMAT = 1
 PARTS = {  # what may be absent from a source, and what it is called
-    "span_tagger": "span tagger", "span_projector": "span projector", "feedback": "mask feedback", "projector": "image projector",
+    "span_tagger": "span tagger", "span_projector": "span projector", "feedback": "mask feedback",
+    "projector": "image projector",
 }  # fmt: skip
 
 
@@ -167,8 +168,8 @@ def load_parameters(base, wanted, advance=lambda: None):
         stored = base.about["parameters"][path]
         if tuple(stored["shape"]) != x.shape:
             raise UserError(
-                f"{base.folder}: {path} has shape {tuple(stored['shape'])}, the config wants {x.shape}; its sizes must be those "
-                "of the base, leave them out of the config"
+                f"{base.folder}: {path} has shape {tuple(stored['shape'])}, the config wants {x.shape}; its sizes must be "
+                "those of the base, leave them out of the config"
             )
         found[path] = _load_stacked(base, path, x) if stored["stacked"] else _load_whole(base, path, x)
         advance()

@@ -156,8 +156,10 @@ def load_model(path, *, base=None):
     if base is not None:
         config.base = str(base)
     params = _load_params(folder, config, {name: tuple(x.shape) for name, x in written.items()})
-    missing = tuple(part for part in initial.random_parts(config) if part not in {name.partition("/")[0] for name in written})
-    return LoadedModel(config, params, initial.tokenizer_of(config), str(folder), sha256_of(folder), int(folder.name), missing)
+    trained = {name.partition("/")[0] for name in written}
+    missing = tuple(part for part in initial.random_parts(config) if part not in trained)
+    tokenizer = initial.tokenizer_of(config)
+    return LoadedModel(config, params, tokenizer, str(folder), sha256_of(folder), int(folder.name), missing)
 
 
 def _load_base(path):
@@ -184,7 +186,7 @@ def _damaged(folder):
 
 
 def _load_params(folder, config, written):
-    """Trainable parameters from disk, frozen ones from the base or the seed; `written`: {path: shape} of what the disk holds."""
+    """Trainable parameters from disk, frozen ones from base or seed; `written` is {path: shape} of what the disk holds."""
     _, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
     trainable, frozen = partition(abstract, config.trainable)
     wanted = {name: tuple(x.shape) for name, x in flatten_dict(trainable, sep="/").items()}

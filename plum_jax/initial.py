@@ -47,7 +47,9 @@ def tokenizer_of(config):
     from data_pipelines.tokenizer import load_tokenizer
 
     if not config.tokenizer and not config.get("base"):
-        raise UserError("config.tokenizer: is empty; give a tokenizer folder, the word tiny, or base weights: --config.base=DIR")
+        raise UserError(
+            "config.tokenizer: is empty; give a tokenizer folder, the word tiny, or base weights: --config.base=DIR"
+        )
     return load_tokenizer(config.tokenizer or f"{config.base}/tokenizer")
 
 

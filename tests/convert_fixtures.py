@@ -1,137 +1,113 @@
-"""Small checkpoints in the formats that `plum convert` reads, written from random parameters of ours."""
+"""Checkpoints of other programs, written as those programs write them: what the tests of conversion share."""
 
-import argparse
-import json
-import shutil
+import contextlib
+import dataclasses
+import enum
+import sys
+import types
+from collections import OrderedDict
 
 import numpy as np
-from flax.traverse_util import flatten_dict
-from model_fixtures import random_params, small_config
-
-from data_pipelines.tokenizer import ASSETS
-from plum_jax.convert.keys import POOLER_COPIES, SAM, rules
-from plum_jax.models.plum import PlumConfig, build
-
-CLIP_LAYERS = 2  # of which the language model sees the first
 
 
-def plum_config(**model):
-    """Like `small_config`, with the head counts that the reference fixes and no adapters, as in a merged folder."""
-    config = small_config(**model).model
-    config.llama.update(vocab_size=1024, vocab_multiple=256, lora_rank=0, lora_alpha=16.0, lora_dropout=0.05)
-    config.sam.update(out_width=32)
-    config.decoder.update(heads=8)
-    config.tagger.update(heads=8, dropout=0.1)
-    config.update(feedback_heads=8, remat="full")
-    return PlumConfig.from_dict(config)
-
-
-def parameters(config, seed=0):
-    """{path: float32 array} of random parameters; the padding of the vocabulary is zero."""
-    flat = flatten_dict(random_params(build(config)[1], seed, adapters=True), sep="/")
-    flat["llama/embed"][config.llama.vocab_size :] = 0
-    flat["llama/lm_head/kernel"][:, config.llama.vocab_size :] = 0
-    return flat
-
-
-def tensors_of(config, flat):
-    """{path: array} of ours -> {PyTorch name: array}; packed pieces are joined, the vocabulary is not padded."""
-    pieces = {}
-    for rule in rules(config):
-        for layer, name in rule.items():
-            array = rule.to_torch(flat[rule.path] if layer is None else flat[rule.path][layer])
-            array = array[: config.llama.vocab_size] if rule.vocabulary else array
-            pieces.setdefault(name, {})[rule.piece[0]] = array
-    return {name: np.ascontiguousarray(np.concatenate([found[i] for i in sorted(found)])) for name, found in pieces.items()}
-
-
-def with_copies(tensors):
-    """Adds what a merged folder holds twice, and its derived buffers."""
-    copies = {
-        copy + name.removeprefix(original): array
-        for copy, original in POOLER_COPIES.items()
-        for name, array in tensors.items()
-        if name.startswith(original)
-    }
-    return tensors | copies | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
-
-
-def split(tensors):
-    """-> (language model with heads and SAM, SAM by Meta's names, CLIP with a layer that PLUM does not use)."""
-    clip = {name: array for name, array in tensors.items() if name.startswith("vision_model.")}
-    last = f"vision_model.encoder.layers.{CLIP_LAYERS - 2}."
-    unused = {name.replace(last, f"vision_model.encoder.layers.{CLIP_LAYERS - 1}."): a for name, a in clip.items() if last in name}
-    sam = {name.removeprefix(SAM): array for name, array in tensors.items() if name.startswith(SAM)}
-    return {n: a for n, a in tensors.items() if n not in clip}, sam, {"logit_scale": np.ones(1, np.float32), **clip, **unused}
-
-
-def save(tensors, file):
-    """.safetensors, or what torch.save writes."""
-    if file.suffix == ".safetensors":
-        from safetensors.numpy import save_file
-
-        save_file(tensors, file)
-        return
+def as_torch(array):
+    """NumPy array of any dtype, bfloat16 included -> torch tensor with its own memory."""
     import torch
 
-    torch.save({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, file)
+    content = torch.frombuffer(bytearray(array.tobytes() or b"\0" * 8), dtype=getattr(torch, array.dtype.name))
+    return content[: array.size].reshape(array.shape)
 
 
-def save_shards(tensors, folder, count=2, suffix="bin"):
-    """pytorch_model-0000k-of-0000m.bin (or model-...safetensors) with their index."""
-    stem, weight_map = "pytorch_model" if suffix == "bin" else "model", {}
-    for k in range(count):
-        name = f"{stem}-{k + 1:05d}-of-{count:05d}.{suffix}"
-        shard = dict(list(tensors.items())[k::count])
-        save(shard, folder / name)
-        weight_map.update(dict.fromkeys(shard, name))
-    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+@contextlib.contextmanager
+def deepspeed_classes():
+    """Classes with the names of DeepSpeed's, importable inside the block alone: pickles name them, readers lack them."""
 
+    class LossScaler:
+        def __init__(self, dtype):
+            self.cur_scale, self.dynamic, self.dtype = 1.0, False, dtype
 
-def llama_facts(config):
-    """The config.json of a merged folder."""
-    c = config.llama
-    return dict(
-        architectures=["PLUMForCausalLM"], model_type="llava", hidden_size=c.width, num_attention_heads=c.heads,
-        num_key_value_heads=c.heads, num_hidden_layers=c.depth, intermediate_size=c.mlp, rms_norm_eps=c.epsilon, hidden_act="silu",
-        vocab_size=c.vocab_size, mm_vision_select_layer=-2, mm_vision_select_feature="patch", pretraining_tp=1,
-    )  # fmt: skip
+    class ZeroStageEnum(int, enum.Enum):
+        gradients = 2
+        weights = 3
 
+    @dataclasses.dataclass
+    class fragment_address:  # noqa: N801 - its name
+        numel: int
+        start: int
 
-def folder_of(root, name, tensors, facts, *, tokenizer=False, suffix="safetensors"):
-    """A folder with one file of weights, config.json and, where asked for, the tiny tokenizer."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    save(tensors, folder / ("model.safetensors" if suffix == "safetensors" else "pytorch_model.bin"))
-    (folder / "config.json").write_text(json.dumps(facts))
-    if tokenizer:
-        for file in (ASSETS / "tokenizer_tiny").iterdir():
-            shutil.copy(file, folder / file.name)
-    return folder
-
-
-def write_sources(root, config, seed=0):
-    """-> ({path: array} that must come out, {flag: path}): a merged folder, and the parts that PLUM is built from."""
-    flat = parameters(config, seed)
-    plum, sam, clip = split(tensors_of(config, flat))
-    heads = ("model.token_to_mask_fcs.", "model.text_hidden_fcs.", "bio_encoder.", "mask_pooler.", SAM)
-    llava = {name: array for name, array in plum.items() if not name.startswith(heads)}
-    eye = dict(num_attention_heads=config.clip.heads, layer_norm_eps=config.clip.epsilon, hidden_act="quick_gelu")
-    (root / "sam").mkdir(parents=True)
-    save(sam, root / "sam" / "sam_vit.pth")
-    return flat, {
-        "plum": folder_of(root, "plum", with_copies(plum), llama_facts(config), tokenizer=True),
-        "llava": folder_of(root, "llava", llava, llama_facts(config), tokenizer=True),
-        "clip": folder_of(root, "clip", clip, {"vision_config": eye}),
-        "sam": root / "sam" / "sam_vit.pth",
+    places = {
+        LossScaler: "deepspeed.runtime.fp16.loss_scaler",
+        ZeroStageEnum: "deepspeed.runtime.zero.config",
+        fragment_address: "deepspeed.utils.tensor_fragment",
     }
+    made = {}
+    for cls, module in places.items():
+        cls.__module__, cls.__qualname__ = module, cls.__name__
+        parts = module.split(".")
+        for i in range(1, len(parts) + 1):
+            made.setdefault(".".join(parts[:i]), types.ModuleType(".".join(parts[:i])))
+        setattr(made[module], cls.__name__, cls)
+    assert not made.keys() & sys.modules.keys()
+    sys.modules.update(made)
+    try:
+        yield LossScaler, ZeroStageEnum, fragment_address
+    finally:
+        for name in made:
+            del sys.modules[name]
 
 
-def arguments(out, **given):
-    """What `plum convert` parses from its flags; the rest as by default."""
-    defaults = dict(
-        plum=None, llava=None, sam=None, clip=None, adapter=None, merge_adapter=False, dtype="float32", verify=False, tokenizer=None,
-        hf_config=None, tagger_heads=8, lora_alpha=16.0, no_feedback=False, ignore=None, checkpoint=None, to=None,
-    )  # fmt: skip
-    return argparse.Namespace(out=str(out), **{**defaults, **{k: str(v) if hasattr(v, "joinpath") else v for k, v in given.items()}})
+def write_zero(run, trained, frozen, *, aliases=None, world=1, bf16=True, step=500, stage=2, groups=None, extra=None):
+    """A checkpoint of DeepSpeed 0.9.5 with ZeRO-2 (M 9.7), `RUN/latest` included.
+
+    Args:
+      trained, frozen: {name in memory, base_model.model. included: float32 array}; the order of `trained` is that of the
+        flat vector. `module` holds all of them in the dtype of the run.
+      aliases: {second name: name in `trained` or `frozen`}, one tensor under two names in `module`.
+      groups: lists of names of `trained`, one per parameter group; default: one group of all.
+      extra: more entries of the model file.
+
+    Returns:
+      The step folder.
+    """
+    import torch
+
+    folder = run / f"global_step{step}"
+    folder.mkdir(parents=True)
+    (run / "latest").write_text(folder.name)
+    dtype = torch.bfloat16 if bf16 else torch.float16
+    module, shapes, parts = OrderedDict(), [], [[] for _ in range(world)]
+    for names in groups or [list(trained)]:
+        flat = torch.from_numpy(np.concatenate([trained[name].reshape(-1) for name in names]))
+        padding = -len(flat) % (2 * world)
+        padded = torch.cat([flat, torch.zeros(padding)])
+        run_dtype, start = padded.to(dtype), 0  # parameters become views of one vector
+        for name in names:
+            module[name] = run_dtype[start : start + trained[name].size].view(trained[name].shape)
+            start += trained[name].size
+        shapes.append(OrderedDict((name, torch.Size(trained[name].shape)) for name in names))
+        for rank, part in enumerate(padded.clone().chunk(world)):
+            parts[rank].append(part[: len(part) - (padding if rank == world - 1 else 0)])
+    module.update({name: torch.from_numpy(array).to(dtype) for name, array in frozen.items()})
+    module.update({second: module[name] for second, name in (aliases or {}).items()})
+    with deepspeed_classes() as (scaler, stages, address):
+        states = dict(
+            module=module, buffer_names=[], optimizer=None, param_shapes=shapes, shared_params={}, frozen_param_shapes=None,
+            frozen_param_fragments=None, lr_scheduler={"last_batch_iteration": 9}, data_sampler=None, random_ltd=None,
+            sparse_tensor_module_names=set(), skipped_steps=0, global_steps=step, global_samples=80 * step,
+            dp_world_size=world, mp_world_size=1, ds_config={"zero_optimization": {"stage": stages(stage)}}, ds_version="0.9.5",
+        )  # fmt: skip
+        torch.save({**states, **(extra or {})}, folder / "mp_rank_00_model_states.pt")
+        for rank in range(world):
+            moments = {
+                0: dict(exp_avg=torch.zeros(len(parts[rank][0])), exp_avg_sq=torch.zeros(len(parts[rank][0])), step=step)
+            }
+            optimizer = dict(
+                loss_scaler=scaler(dtype), dynamic_loss_scale=False, overflow=False, clip_grad=1.0,
+                base_optimizer_state=dict(state=moments, param_groups=[dict(lr=3e-4, betas=(0.8, 0.95), params=[0])]),
+                single_partition_of_fp32_groups=parts[rank], zero_stage=stages(stage), group_paddings=[0],
+                partition_count=[world] * len(shapes), ds_version="0.9.5",
+                param_slice_mappings=[OrderedDict((name, address(1, 0)) for name in group) for group in shapes],
+            )  # fmt: skip
+            name = f"{'bf16_' if bf16 else ''}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+            torch.save(dict(optimizer_state_dict=optimizer, ds_config={}, ds_version="0.9.5"), folder / name)
+    return folder

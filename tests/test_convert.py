@@ -1,7 +1,7 @@
 import json
 import shutil
 
-import convert_fixtures as fixtures
+import checkpoint_fixtures as fixtures
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -124,7 +124,9 @@ def broken(paths, tmp_path, change):
 
 CHANGES = {
     "lack 1 tensors .model.layers.0.mlp.up_proj.weight.": lambda t: t.pop("model.layers.0.mlp.up_proj.weight") and None,
-    "1 tensors have no place in PLUM .model.extra.; leave them out with --ignore": lambda t: t.update({"model.extra": np.ones(2)}),
+    "1 tensors have no place in PLUM .model.extra.; leave them out with --ignore": lambda t: t.update(
+        {"model.extra": np.ones(2)}
+    ),
     "differs from the tensor that it is a copy of": lambda t: t.update(
         {"mask_pooler.final_conv.bias": t["mask_pooler.final_conv.bias"] + 1}
     ),

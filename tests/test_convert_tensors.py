@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from plum_jax.convert import files, pickles, tensors
 from plum_jax.errors import UserError
+from tests.convert_fixtures import as_torch
 
 torch = pytest.importorskip("torch")
 
@@ -33,11 +34,6 @@ ARRAYS = {
 def closed():
     yield
     tensors.close()
-
-
-def as_torch(array):
-    content = torch.frombuffer(bytearray(array.tobytes() or b"\0" * 8), dtype=getattr(torch, array.dtype.name))
-    return content[: array.size].reshape(array.shape)
 
 
 def write(path, arrays, **options):

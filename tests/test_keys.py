@@ -1,4 +1,4 @@
-import convert_fixtures as fixtures
+import checkpoint_fixtures as fixtures
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict

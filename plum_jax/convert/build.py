@@ -66,8 +66,8 @@ def assign(config, tensors, copies=(), ignore=None):
             rest.append(name)
     if rest:
         raise UserError(
-            f"{tensors[rest[0]].file}: {len(rest)} tensors have no place in PLUM ({_few(rest)}); leave them out with --ignore REGEX "
-            "if they are not needed"
+            f"{tensors[rest[0]].file}: {len(rest)} tensors have no place in PLUM ({_few(rest)}); leave them out with --ignore "
+            "REGEX if they are not needed"
         )
     jobs = [Job(name, tensors[name], found) for name, found in targets.items() if name in tensors]
     jobs.sort(key=lambda job: (str(job.tensor.file), job.name))
@@ -114,7 +114,9 @@ def check_copies(copies):
     for name, tensor, original in copies:
         a, b = tensor.read(), original.read()
         if a.dtype != b.dtype or a.tobytes() != b.tobytes():
-            raise UserError(f"{tensor.file}: {name} differs from the tensor that it is a copy of; the checkpoint is inconsistent")
+            raise UserError(
+                f"{tensor.file}: {name} differs from the tensor that it is a copy of; the checkpoint is inconsistent"
+            )
 
 
 def stream(config, jobs, writer, dtype, advance):
@@ -138,8 +140,12 @@ def stream(config, jobs, writer, dtype, advance):
                 ours = _grown(rule, ours, config.llama)
             want = shapes[rule.path] if layer is None else shapes[rule.path][1:]
             if ours.shape != want:
-                raise UserError(f"{job.tensor.file}: {job.name} gives {rule.path} of shape {ours.shape}, not {want}; it is of another model")
-            stored = jnp.bfloat16 if dtype == "bf16" and rule.path.startswith(TOWERS) and "/lora_" not in rule.path else np.float32
+                raise UserError(
+                    f"{job.tensor.file}: {job.name} gives {rule.path} of shape {ours.shape}, not {want}; it is of another model"
+                )
+            stored = (
+                jnp.bfloat16 if dtype == "bf16" and rule.path.startswith(TOWERS) and "/lora_" not in rule.path else np.float32
+            )
             writer.add(rule.path, ours.astype(stored), layer, None if layer is None else len(rule.layers))
         advance(array.nbytes)
     return new_rows
@@ -151,7 +157,9 @@ def _turned(rule, array, job):
     try:
         return rule.to_ours(array)
     except (ValueError, IndexError, TypeError) as error:
-        raise UserError(f"{job.tensor.file}: {job.name} has shape {array.shape}, which is not that of {rule.path}; it is of another model") from error
+        raise UserError(
+            f"{job.tensor.file}: {job.name} has shape {array.shape}, which is not that of {rule.path}; it is of another model"
+        ) from error
 
 
 def _grown(rule, array, llama):

@@ -15,13 +15,19 @@ docs/convert.md has a command for each format, what is kept and what is refused.
 
 
 def main(argv):
-    parser = cli.Parser("plum convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(
+        "plum convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; it must not exist")
     _add_sources(parser.add_argument_group("from PyTorch"))
     back = parser.add_argument_group("to PyTorch")
     back.add_argument("--checkpoint", metavar="C", help="run folder or base weights")
-    back.add_argument("--to", choices=("plum", "peft", "hf"), help="merged PLUM folder, LoRA adapter, or HF Llama and SAM folders")
-    back.add_argument("--format", choices=("safetensors", "bin"), default="safetensors", help="of the shards (default safetensors)")
+    back.add_argument(
+        "--to", choices=("plum", "peft", "hf"), help="merged PLUM folder, LoRA adapter, or HF Llama and SAM folders"
+    )
+    back.add_argument(
+        "--format", choices=("safetensors", "bin"), default="safetensors", help="of the shards (default safetensors)"
+    )
     args = parser.parse_args(argv)
     _check(args)
     if args.checkpoint:

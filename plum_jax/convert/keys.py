@@ -218,9 +218,7 @@ def _feedback():
     at = "mask_pooler."
     found = [Rule("feedback/queries", f"{at}queries", "column"), *_packed("feedback", f"{at}attn.in_proj_")]
     found += _linear("feedback/out_proj", f"{at}attn.out_proj")
-    return found + [
-        rule for i in range(3) for rule in _linear(f"feedback/film{i + 1}", f"{at}mask_modulator.projections.{i}")
-    ]
+    return found + [rule for i in range(3) for rule in _linear(f"feedback/film{i + 1}", f"{at}mask_modulator.projections.{i}")]
 
 
 POOLER_COPIES = {  # the pooler shares the prompt encoder's layers; a merged folder stores them a second time (M 9.1)

@@ -1,11 +1,13 @@
 """The conversion itself: plan -> assignment -> streamed folder -> self-check and verification -> its name."""
 
 import datetime
+import functools
 import shutil
 import sys
 import time
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from plum_jax import console, selfcheck
 from plum_jax.base import PARTS, BaseWriter, read_slices
@@ -38,7 +40,7 @@ def convert(args):
         writer.commit()
         _copy_tokenizer(plan.tokenizer, writer.partial / "tokenizer")
         stored = _store_outputs(writer, model, assignment.missing)
-        rows = _verify(plan, model, writer, args.dtype) if args.verify else None
+        rows = _verify(plan, model, writer) if args.verify else None
         print("Hashing the sources...", flush=True)
         writer.finish(_config(args, plan), _about(args, plan, assignment, new_rows, rows))
     except BaseException:
@@ -109,12 +111,15 @@ def _store_outputs(writer, model, missing):
     return len(outputs)
 
 
-def _verify(plan, model, writer, dtype):
+def _verify(plan, model, writer):
     """Compares with PyTorch and prints the table. UserError beyond tolerance."""
 
+    take = _reader(writer)
+
     def read_params(prefix, layer=None):
-        names = [p for p in writer.parameters if p.startswith(f"{prefix}/") or p == prefix]
-        return verify.nested(prefix, names, layer, writer.parameters, _reader(writer))
+        paths = [path for path in writer.parameters if path.startswith(f"{prefix}/")]
+        found = {path.removeprefix(f"{prefix}/"): take(path, None if layer is None else (layer,)) for path in paths}
+        return unflatten_dict(found if layer is None else {path: array[0] for path, array in found.items()}, sep="/")
 
     rows = verify.verify(plan.tensors, model, read_params, log=sys.stderr)
     print(verify.table(rows))
@@ -136,10 +141,10 @@ def _config(args, plan):
 
 def _about(args, plan, assignment, new_rows, rows):
     """What base.json says beside the parameters."""
-    sources = {}
+    hashed, sources = functools.cache(sha256_of), {}
     for flag, source in plan.sources.items():
         names = sorted({str(tensor.file) for tensor in source.tensors.values()})
-        sources[flag] = {"kind": source.kind, "path": str(source.path), "sha256": {name: sha256_of(name) for name in names}}
+        sources[flag] = {"kind": source.kind, "path": str(source.path), "sha256": {name: hashed(name) for name in names}}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),

@@ -6,16 +6,20 @@ import re
 from plum_jax.convert.keys import BIO, SAM
 from plum_jax.errors import UserError
 
-HEADS = 8  # of SAM's mask decoder, the span tagger and the pooler: constants of the reference that no file holds (M 3.1, 4.3, 5.2)
+HEADS = (
+    8  # of SAM's mask decoder, the span tagger and the pooler: constants of the reference that no file holds (M 3.1, 4.3, 5.2)
+)
 TAGGER_MLP = 2048  # M 3.1
+ROPE_THETA = 10000.0  # of Llama-2, whose config.json did not have the entry yet (M 1.2)
 
 
-def model_config(language, sam, clip, *, vocab, tagger_heads=HEADS):
+def model_config(language, sam, clip, *, vocab, lora, tagger_heads=HEADS):
     """The model part of a config file.
 
     Args:
       language, sam, clip: Source.
       vocab: number of tokens that the tokenizer has, image tokens included.
+      lora: entries lora_rank, lora_alpha and lora_dropout of the decoder's part.
 
     Raises:
       UserError: the checkpoint is of an architecture that PLUM does not have, or does not say a size.
@@ -27,7 +31,7 @@ def model_config(language, sam, clip, *, vocab, tagger_heads=HEADS):
     linear1 = tensors.get(f"{BIO}linear1.weight")
     return dict(
         dtype="float32",
-        llama=_llama(language, vocab),
+        llama=_llama(language, vocab) | lora,
         clip=_clip(clip, language.facts),
         sam=sam_sizes,
         decoder=decoder,
@@ -79,13 +83,14 @@ def _llama(source, vocab):
         ("attention_bias", facts.get("attention_bias", False), (False,)),
     ):
         if value not in wanted:
-            raise UserError(f"{source.path}: config.json has {name} {value!r}, PLUM's decoder has {wanted[0]!r}; it cannot be converted")
+            raise UserError(
+                f"{source.path}: config.json has {name} {value!r}, PLUM's decoder has {wanted[0]!r}; it cannot be converted"
+            )
     rows, width = _shape(source, "model.embed_tokens.weight")
-    rank = tensors.get("model.layers.0.self_attn.q_proj.lora_A.weight")
     return dict(
         vocab_size=max(rows, vocab), width=width, depth=_count(tensors, r"model\.layers\.(\d+)\."), heads=heads,
-        mlp=_shape(source, "model.layers.0.mlp.gate_proj.weight")[0], rope_theta=float(facts.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        epsilon=float(_fact(source, "rms_norm_eps")), lora_rank=rank.shape[0] if rank else 0, lora_alpha=16.0, lora_dropout=0.05,
+        mlp=_shape(source, "model.layers.0.mlp.gate_proj.weight")[0], epsilon=float(_fact(source, "rms_norm_eps")),
+        rope_theta=float(facts.get("rope_theta") or rope.get("rope_theta") or ROPE_THETA),
     )  # fmt: skip
 
 
@@ -94,12 +99,16 @@ def _clip(source, language):
     positions, width = _shape(source, "vision_model.embeddings.position_embedding.weight")
     patch = _shape(source, "vision_model.embeddings.patch_embedding.weight")[-1]
     if source.facts.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise UserError(f"{source.path}: has activation {source.facts['hidden_act']!r}, not CLIP's quick_gelu; give OpenAI's CLIP")
+        raise UserError(
+            f"{source.path}: has activation {source.facts['hidden_act']!r}, not CLIP's quick_gelu; give OpenAI's CLIP"
+        )
     layers = _count(tensors, r"vision_model\.encoder\.layers\.(\d+)\.")
     select = language.get("mm_vision_select_layer", language.get("vision_feature_layer", -2))
     feature = language.get("mm_vision_select_feature", language.get("vision_feature_select_strategy", "patch"))
     if not isinstance(select, int) or feature not in ("patch", "default"):
-        raise UserError(f"{source.path}: takes layer {select!r} and features {feature!r}; only the patch features of one layer work")
+        raise UserError(
+            f"{source.path}: takes layer {select!r} and features {feature!r}; only the patch features of one layer work"
+        )
     return dict(
         image_size=patch * math.isqrt(positions - 1), patch=patch, width=width,
         depth=select if select >= 0 else layers + 1 + select,  # hidden state 0 is the embedding: -2 runs all but one layer

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from plum_jax.convert.keys import SAM
 from plum_jax.convert.tensors import read_file, read_folder
-from plum_jax.convert.zero import is_zero, read_zero
+from plum_jax.convert.zero import read_zero, training_names
 from plum_jax.errors import UserError
 
 LLAVA_HF = (  # names of LlavaForConditionalGeneration, as files have them and as transformers 5 holds them in memory
@@ -59,6 +59,11 @@ def read(path):
     return read_folder(path) if Path(path).is_dir() else read_file(path)
 
 
+def is_zero(path):
+    """Whether a path is a run folder of DeepSpeed, or one of its global_step folders."""
+    return any((path / name).is_file() for name in ("latest", "mp_rank_00_model_states.pt"))
+
+
 def rename(tensors, patterns):
     """{name: Tensor} -> the same with names rewritten. UserError when two become one."""
     found = {}
@@ -87,6 +92,13 @@ def read_facts(path):
     return facts
 
 
+def _complete(name, facts):
+    """A config.json of transformers with what it leaves out because it is the default of that class."""
+    import transformers
+
+    return getattr(transformers, name).from_dict(facts).to_dict() if facts else facts
+
+
 def open_language(path, flag):
     """PLUM, LLaVA, HF LLaVA-1.5 or Llama: a folder with shards, a ZeRO-2 folder, or one file -> Source.
 
@@ -95,13 +107,14 @@ def open_language(path, flag):
     """
     path = Path(path)
     zero = is_zero(path)
-    tensors = read_zero(path) if zero else read(path)
-    tensors = rename(tensors, [(r"^base_model\.model\.", ""), (r"\.lora_([AB])\.default\.", r".lora_\1."), TOWER])
+    tensors = rename(read_zero(path) if zero else training_names(read(path)), [TOWER])
     if any(re.match(r"(model\.)?(language_model|multi_modal_projector)\.", name) for name in tensors):
-        return Source("llava_hf", path, rename(tensors, LLAVA_HF), read_facts(path))
+        return Source("llava_hf", path, rename(tensors, LLAVA_HF), _complete("LlavaConfig", read_facts(path)))
     if "model.embed_tokens.weight" not in tensors:
         first = next(iter(tensors), "none")
-        raise UserError(f"{path}: holds no Llama decoder (its first tensor is {first}); give {flag} a checkpoint of PLUM or LLaVA")
+        raise UserError(
+            f"{path}: holds no Llama decoder (its first tensor is {first}); give {flag} a checkpoint of PLUM or LLaVA"
+        )
     tagged = any(name.startswith("model.token_to_mask_fcs.") for name in tensors)
     if any(name.startswith("model.text_hidden_fcs.") for name in tensors) and not tagged:
         raise UserError(
@@ -123,7 +136,9 @@ def open_sam(path):
         if copy is not None:
             copies[HF_SAM_COPY] = copy, f"{SAM}prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     if not any(name.startswith("image_encoder.blocks.") for name in tensors):
-        raise UserError(f"{path}: is no SAM checkpoint (no image_encoder.blocks); give --sam sam_vit_h_4b8939.pth or a SamModel folder")
+        raise UserError(
+            f"{path}: is no SAM checkpoint (no image_encoder.blocks); give --sam sam_vit_h_4b8939.pth or a SamModel folder"
+        )
     return Source("sam", Path(path), {f"{SAM}{name}": t for name, t in tensors.items()}, facts, copies)
 
 
@@ -132,6 +147,8 @@ def open_clip(path):
     tensors = {name: t for name, t in read(path).items() if not re.search(CLIP_TEXT, name)}
     tensors = rename(tensors, [(r"^(?=embeddings\.|encoder\.|pre_layrnorm|post_layernorm)", "vision_model.")])
     if "vision_model.embeddings.class_embedding" not in tensors:
-        raise UserError(f"{path}: is no CLIP vision tower (no vision_model.embeddings); give --clip a folder of clip-vit-large-patch14")
+        raise UserError(
+            f"{path}: is no CLIP vision tower (no vision_model.embeddings); give --clip a folder of clip-vit-large-patch14"
+        )
     facts = read_facts(path)
-    return Source("clip", Path(path), tensors, facts.get("vision_config", facts))
+    return Source("clip", Path(path), tensors, _complete("CLIPVisionConfig", facts.get("vision_config", facts)))
