@@ -97,7 +97,8 @@ def llama_facts(config):
     return dict(
         architectures=["PLUMForCausalLM"], model_type="llava", hidden_size=c.width, num_attention_heads=c.heads,
         num_key_value_heads=c.heads, num_hidden_layers=c.depth, intermediate_size=c.mlp, rms_norm_eps=c.epsilon,
-        hidden_act="silu", vocab_size=c.vocab_size, mm_vision_select_layer=-2, mm_vision_select_feature="patch", pretraining_tp=1,
+        hidden_act="silu", vocab_size=c.vocab_size, mm_vision_select_layer=-2, mm_vision_select_feature="patch",
+        pretraining_tp=1,
     )  # fmt: skip
 
 
@@ -134,7 +135,8 @@ def arguments(out, **given):
     """What `plum convert` parses from its flags; the rest as by default."""
     defaults = dict(
         plum=None, llava=None, sam=None, clip=None, adapter=None, merge_adapter=False, dtype="float32", verify=False,
-        tokenizer=None, hf_config=None, tagger_heads=8, lora_alpha=16.0, no_feedback=False, ignore=None, checkpoint=None, to=None,
+        tokenizer=None, hf_config=None, tagger_heads=8, lora_alpha=16.0, no_feedback=False, ignore=None, checkpoint=None,
+        to=None,
     )  # fmt: skip
     return argparse.Namespace(
         out=str(out), **{**defaults, **{k: str(v) if hasattr(v, "joinpath") else v for k, v in given.items()}}
