@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
@@ -146,7 +147,58 @@ def load_model(path, *, base=None):
       UserError: no such folder, no finished checkpoint in it, damaged files, parameters that do not fit the config.
     """
     if base_weights.is_base(path):
-        return _load_base(path)
+        weights = _open_base(path)
+        config, params = weights.config, _initial(weights.config)
+        initial.check_loaded(weights, params)
+        tokenizer = initial.tokenizer_of(config)
+        return LoadedModel(config, params, tokenizer, str(weights.folder), weights.sha256, 0, tuple(weights.missing))
+    folder, config, written = _open_run(path, base)
+    params, frozen = _load_trained(folder, config, written)
+    params = merge(params, _initial(config, flatten_dict(frozen, sep="/"))) if frozen else params
+    missing, tokenizer = _never_trained(config, written), initial.tokenizer_of(config)
+    return LoadedModel(config, params, tokenizer, str(folder), sha256_of(folder), int(folder.name), missing)
+
+
+class Parameters(NamedTuple):
+    """A checkpoint whose parameters are read one at a time."""
+
+    config: Any
+    take: Any  # (path, number of the layer or None for an unstacked one) -> NumPy array as it is stored
+    tokenizer: Any
+    missing: tuple
+    base: str  # folder of the base weights, '' without
+
+
+def open_parameters(path, *, base=None):
+    """Like `load_model`, for programs that read one parameter after the other: what lies in base weights is not loaded."""
+    if base_weights.is_base(path):
+        weights, trained = _open_base(path), {}
+        config, missing = weights.config, tuple(weights.missing)
+    else:
+        folder, config, written = _open_run(path, base)
+        weights, missing = initial.open_base_of(config), _never_trained(config, written)
+        params, frozen = _load_trained(folder, config, written)
+        stored = weights.about["parameters"] if weights else {}
+        rest = [name for name in flatten_dict(frozen, sep="/") if name not in stored]
+        trained = flatten_dict(merge(params, _initial(config, rest)) if rest else params, sep="/")
+
+    def take(name, layer):
+        if name in trained:
+            return np.asarray(trained[name] if layer is None else trained[name][layer])
+        key = (name, layer)
+        return base_weights.read_slices(weights.folder / "params", weights.about["parameters"], [key])[key]
+
+    return Parameters(config, take, initial.tokenizer_of(config), missing, str(weights.folder) if weights else "")
+
+
+def _open_base(path):
+    base = base_weights.open_base(path)
+    base.config.base, base.config.trainable = str(base.folder), "$^"  # nothing: all parameters keep their stored type
+    return base
+
+
+def _open_run(path, base):
+    """-> (checkpoint folder, its config, {path: shape} of what the disk holds)."""
     folder = checkpoint_folder(path)
     try:
         config = config_from_json(ocp.load_checkpointables(folder, dict(config=None))["config"])
@@ -155,20 +207,12 @@ def load_model(path, *, base=None):
         raise _damaged(folder) from error
     if base is not None:
         config.base = str(base)
-    params = _load_params(folder, config, {name: tuple(x.shape) for name, x in written.items()})
+    return folder, config, {name: tuple(x.shape) for name, x in written.items()}
+
+
+def _never_trained(config, written):
     trained = {name.partition("/")[0] for name in written}
-    missing = tuple(part for part in initial.random_parts(config) if part not in trained)
-    tokenizer = initial.tokenizer_of(config)
-    return LoadedModel(config, params, tokenizer, str(folder), sha256_of(folder), int(folder.name), missing)
-
-
-def _load_base(path):
-    base = base_weights.open_base(path)
-    config = base.config
-    config.base, config.trainable = str(base.folder), "$^"  # nothing: all parameters keep the type in which they are stored
-    params = _initial(config)
-    initial.check_loaded(base, params)
-    return LoadedModel(config, params, initial.tokenizer_of(config), str(base.folder), base.sha256, 0, tuple(base.missing))
+    return tuple(part for part in initial.random_parts(config) if part not in trained)
 
 
 def _initial(config, paths=None):
@@ -185,8 +229,8 @@ def _damaged(folder):
     return UserError(f"{folder}: the checkpoint cannot be read, its files are missing or damaged; {_other_steps(folder)}")
 
 
-def _load_params(folder, config, written):
-    """Trainable parameters from disk, frozen ones from base or seed; `written` is {path: shape} of what the disk holds."""
+def _load_trained(folder, config, written):
+    """-> (trainable parameters from disk, shapes of the frozen ones); `written` is {path: shape} of what the disk holds."""
     _, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
     trainable, frozen = partition(abstract, config.trainable)
     wanted = {name: tuple(x.shape) for name, x in flatten_dict(trainable, sep="/").items()}
@@ -207,7 +251,7 @@ def _load_params(folder, config, written):
     # Orbax keeps checksums of its index, not of the arrays: damage there that leaves finite numbers is not found.
     if not all(jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params))):
         raise _damaged(folder)
-    return merge(params, _initial(config, flatten_dict(frozen, sep="/"))) if frozen else params
+    return params, frozen
 
 
 def checkpoint_folder(path):

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import shutil
 import sys
 import time
 
@@ -13,7 +12,8 @@ from plum_jax import console, selfcheck
 from plum_jax.base import PARTS, BaseWriter, read_slices
 from plum_jax.config_io import load_config
 from plum_jax.convert import build, files, verify
-from plum_jax.convert.plan import TOKENIZER_FILES, make_plan
+from plum_jax.convert.metadata import TOKENIZER_FILES, copy_tokenizer
+from plum_jax.convert.plan import make_plan
 from plum_jax.errors import UserError
 from plum_jax.models.plum import PlumConfig
 from plum_jax.run_record import sha256_of, versions
@@ -38,7 +38,7 @@ def convert(args):
         build.check_copies(assignment.copies)
         new_rows = _stream(model, assignment.jobs, writer, args.dtype)
         writer.commit()
-        _copy_tokenizer(plan.tokenizer, writer.partial / "tokenizer")
+        copy_tokenizer(plan.tokenizer, writer.partial / "tokenizer")
         stored = _store_outputs(writer, model, assignment.missing)
         rows = _verify(plan, model, writer) if args.verify else None
         print("Hashing the sources...", flush=True)
@@ -82,13 +82,6 @@ def _stream(model, jobs, writer, dtype):
             bar.update(done // MB - before)
 
         return build.stream(model, jobs, writer, dtype, advance)
-
-
-def _copy_tokenizer(source, target):
-    target.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copy2(source / name, target / name)
 
 
 def _reader(writer):

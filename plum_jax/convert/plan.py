@@ -7,13 +7,11 @@ from typing import NamedTuple
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.convert.adapter import Adapter, merge_adapter, read_adapter
 from plum_jax.convert.keys import SAM
+from plum_jax.convert.metadata import TOKENIZER_FILES
 from plum_jax.convert.sizes import model_config
 from plum_jax.convert.sources import Source, open_clip, open_language, open_sam
 from plum_jax.errors import UserError
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-)  # fmt: skip
 LORA_DROPOUT = 0.05  # of the reference (M 7.2), where no adapter_config.json says another
 
 

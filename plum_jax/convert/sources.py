@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from plum_jax.convert.hf_sam import from_hf
 from plum_jax.convert.keys import SAM
 from plum_jax.convert.tensors import read_file, read_folder
 from plum_jax.convert.zero import read_zero, training_names
@@ -18,30 +19,6 @@ LLAVA_HF = (  # names of LlavaForConditionalGeneration, as files have them and a
     (r"^(model\.)?vision_tower\.(vision_model\.)?(?=embeddings|encoder|pre_layrnorm|post_layernorm)", "vision_model."),
 )
 TOWER = (r"^model\.vision_tower\.vision_tower\.(vision_model\.)?", "vision_model.")  # of LLaVA and DeepSpeed files
-HF_SAM = (  # names of transformers -> names of Meta's checkpoint, in this order (M 9.3)
-    (r"^vision_encoder\.", "image_encoder."),
-    (r"patch_embed\.projection", "patch_embed.proj"),
-    (r"image_encoder\.layers\.", "image_encoder.blocks."),
-    (r"(blocks\.\d+\.|transformer\.layers\.\d+\.)layer_norm(?=\d)", r"\1norm"),
-    (r"neck\.conv1", "neck.0"),
-    (r"neck\.layer_norm1", "neck.1"),
-    (r"neck\.conv2", "neck.2"),
-    (r"neck\.layer_norm2", "neck.3"),
-    (r"encoder\.point_embed\.", "encoder.point_embeddings."),
-    (r"mask_embed\.conv1", "mask_downscaling.0"),
-    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"mask_embed\.conv2", "mask_downscaling.3"),
-    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"mask_embed\.conv3", "mask_downscaling.6"),
-    (r"^shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
-    (r"layer_norm_final_attn", "norm_final_attn"),
-    (r"upscale_conv1", "output_upscaling.0"),
-    (r"upscale_layer_norm", "output_upscaling.1"),
-    (r"upscale_conv2", "output_upscaling.3"),
-    (r"((hypernetworks_mlps\.\d+|prediction_head)\.)layers\.0", r"\1layers.1"),
-    (r"((hypernetworks_mlps\.\d+|prediction_head)\.)proj_in", r"\1layers.0"),
-    (r"((hypernetworks_mlps\.\d+|prediction_head)\.)proj_out", r"\1layers.2"),
-)
 HF_SAM_COPY = "prompt_encoder.shared_embedding.positional_embedding"  # tied to shared_image_embedding
 CLIP_TEXT = r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$)"
 
@@ -132,7 +109,7 @@ def open_sam(path):
     copies = {}
     if any(name.startswith("vision_encoder.") for name in tensors):
         copy = tensors.pop(HF_SAM_COPY, None)
-        tensors = rename(tensors, HF_SAM)
+        tensors = {from_hf(name): tensor for name, tensor in tensors.items()}
         if copy is not None:
             copies[HF_SAM_COPY] = copy, f"{SAM}prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     if not any(name.startswith("image_encoder.blocks.") for name in tensors):
