@@ -15,6 +15,7 @@ def get_config(arg=""):
     config.seed = 0
     config.base = ""  # a folder that plum convert wrote: weights to start from instead of random ones
     config.tokenizer = "tiny"  # a folder with tokenizer.json, or the name of one that ships with the package
+    config.base = ""  # base weights of plum convert to start from; the sizes below are then those of the base
     config.model = dict(
         dtype="float32",  # of activations
         logits_dtype="float32",
