@@ -48,8 +48,8 @@ def get_config(arg=""):
     # fmt: off
     config.name = f"plum_{options.size}_{options.stage}"
     config.seed = 0
-    config.base = ""  # a folder that plum convert wrote: weights to start from, and their tokenizer
-    config.tokenizer = ""  # the base's, unless a folder is given
+    config.tokenizer = ""  # that of the base, unless a folder with tokenizer.json is given
+    config.base = ""  # base weights of plum convert to start from; the sizes below are then those of the base
     config.model = model_config(options.size)
     # What the reference trains (M 1.1): adapters, token table and head, tagger, projector to SAM, its decoder and prompt
     # encoder (whose Gaussian matrix is no parameter there), the mask pooler.

@@ -13,7 +13,6 @@ def get_config(arg=""):
     # fmt: off
     config.name = "tiny"
     config.seed = 0
-    config.base = ""  # a folder that plum convert wrote: weights to start from instead of random ones
     config.tokenizer = "tiny"  # a folder with tokenizer.json, or the name of one that ships with the package
     config.base = ""  # base weights of plum convert to start from; the sizes below are then those of the base
     config.model = dict(

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-EXACT = r"gaussian_matrix$"  # coordinates: bfloat16 moves the dense positional encoding by up to 0.1 (M D29)
-
 
 def partition(params, trainable):
     """Nested dictionary -> (trainable, frozen), by a regular expression searched in paths ('llama/layers/q_proj/lora_a')."""
@@ -27,7 +25,5 @@ def count(params):
 
 
 def cast(params, dtype):
-    """Nested dictionary with its floating-point leaves in another dtype, but for those of `EXACT`."""
-    flat = flatten_dict(params, sep="/")
-    change = {k for k, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating) and not re.search(EXACT, k)}
-    return unflatten_dict({k: x.astype(dtype) if k in change else x for k, x in flat.items()}, sep="/")
+    """Floating-point leaves in another dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)

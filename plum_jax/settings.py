@@ -42,10 +42,6 @@ def check_settings(config):
         raise UserError(
             f"config.optim.clip_norm: {config.optim.clip_norm} is not a norm; set it to a positive number, or 0 for none"
         )
-    if not config.tokenizer and not config.get("base", ""):
-        raise UserError(
-            "config.tokenizer: is empty; pass --config.base=DIR of plum convert, which has one, or a tokenizer folder"
-        )
     try:
         re.compile(config.trainable)
     except re.error as error:

@@ -82,10 +82,3 @@ def test_missing_key_of_a_model_is_named():
     del config["clip"]["mlp"]
     with pytest.raises(UserError, match="config.model.clip.mlp: is missing"):
         PlumConfig.from_dict(config)
-
-
-def test_coordinates_are_not_cast():
-    """A Gaussian matrix in bfloat16 would move SAM's positions whatever pe_dtype says (M D29)."""
-    tree = {"prompt_encoder": {"gaussian_matrix": jnp.ones((2, 4)), "no_mask_embed": jnp.ones(4)}}
-    low = cast(tree, jnp.bfloat16)["prompt_encoder"]
-    assert (low["gaussian_matrix"].dtype, low["no_mask_embed"].dtype) == (jnp.float32, jnp.bfloat16)
