@@ -17,8 +17,9 @@ from plum_jax import coco, generate, overlay
 from plum_jax.base import is_base
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
-from plum_jax.evaluation.spans import decode_spans
+from plum_jax.evaluation.spans import decode_spans, named_spans
 from plum_jax.models.plum import PlumConfig, build
+from plum_jax.switches import check_switches, switch
 
 BATCH_SIZE = 8
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this: few compiled shapes
@@ -94,6 +95,7 @@ class Context:
     model: "Model"
     offsets: list  # [(start, end)] characters of each generated token
     text: str
+    first: int  # where the generated tokens begin in the three that follow
     tagged: list  # [(start, end)] token ranges
     features: np.ndarray  # float32[n, W]
     confidence: np.ndarray  # float32[n]
@@ -101,7 +103,7 @@ class Context:
     index: int
 
     def span(self, char_start, char_end):
-        tokens = [t for t, (a, b) in enumerate(self.offsets) if a < char_end and b > char_start]
+        tokens = [t for t, (a, b) in enumerate(self.offsets, self.first) if a < char_end and b > char_start]
         if not tokens:
             raise UserError(f"range {char_start}:{char_end} of the answer {self.text!r} covers no token; give a longer one")
         wanted = tokens[0], tokens[-1] + 1
@@ -135,6 +137,7 @@ class Model:
 
     def __init__(self, loaded, *, calibrate=True):
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        check_switches(self.config)
         self.path, self.sha256 = loaded.path, loaded.sha256
         self.graphdef = build(PlumConfig.from_dict(self.config.model.to_dict()))[0]
         self.params = jax.tree.map(jnp.asarray, loaded.params)
@@ -184,20 +187,24 @@ class Model:
         encoded = self.encode_images(images, rows)
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
+        whole = switch(self.config.eval, "eval.span_scope") == "all"
         generated, count, readout = jax.device_get(generate.generate(
             self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=int(limit),
-            end_token=self.end_token,
+            end_token=self.end_token, whole_rows=whole,
         ))  # fmt: skip
+        first = counts + encoded.tokens.shape[1] - 1 if whole else np.zeros_like(counts)  # of the generated tokens
+        end = first + count
         said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
-        tagged = [self._tagged(readout.labels[i, : count[i]], offsets) for i, (_, offsets) in enumerate(said)]
+        labels = [readout.labels[i, : end[i]] for i in range(len(images))]
+        tagged = [decode_spans(x) if whole else named_spans(x, o) for x, (_, o) in zip(labels, said, strict=True)]
         embeds = [pool(readout.features[i], ranges) for i, ranges in enumerate(tagged)]
         low_res = self.decode(encoded, range(len(images)), embeds, rows)
         answers = []
         for i, (text, offsets) in enumerate(said):
-            confidence, features = readout.confidence[i, : count[i]], readout.features[i, : count[i]]
-            context = Context(self, offsets, text, tagged[i], features, confidence, encoded, i)
+            confidence, features = readout.confidence[i, : end[i]], readout.features[i, : end[i]]
+            context = Context(self, offsets, text, int(first[i]), tagged[i], features, confidence, encoded, i)
             spans = [
-                self.span(text, (offsets[a][0], offsets[b - 1][1]), low, float(confidence[a:b].mean()), encoded, i)
+                self.span(text, characters(a - first[i], b - first[i], offsets), low, float(confidence[a:b].mean()), encoded, i)
                 for (a, b), low in zip(tagged[i], low_res[i], strict=True)
             ]
             answers.append(Answer(text, spans, images[i], prompts[i], context))
@@ -206,15 +213,12 @@ class Model:
     def encode_prompt(self, prompt, name="prompt"):
         """Text -> conversation.Encoded with the image before it, open for the answer. UserError as of `check_prompt`."""
         check_prompt(prompt, name)
-        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template)
+        flavour = switch(self.config.data, "data.tokenizer_flavour")
+        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template, flavour=flavour)
         most = LONGEST_PROMPT * self.config.data.max_tokens
         if len(text.tokens) > most:
             raise UserError(f"{name} {prompt[:20]!r}...: has {len(text.tokens)} tokens, of at most {most}; shorten it")
         return text
-
-    def _tagged(self, labels, offsets):
-        """Token ranges of the tagged phrases; a range without a visible character (</s> alone) is not one."""
-        return [(a, b) for a, b in decode_spans(labels) if offsets[b - 1][1] > offsets[a][0]]
 
     def encode_images(self, images, rows):
         """uint8[H, W, 3] arrays -> EncodedImages of `rows` images, padded with black ones."""
@@ -251,7 +255,10 @@ class Model:
         for row, e in enumerate(embeds):
             padded[row, : len(e)], valid[row, : len(e)] = e.reshape(len(e), width), True
         image = np.array(index + [0] * (rows - len(index)), np.int32)
-        low_res = jax.device_get(generate.decode_masks(self.graphdef, self.params, images.embeddings, image, padded, valid))
+        feedback = switch(self.config.eval, "eval.feedback")
+        low_res = jax.device_get(generate.decode_masks(
+            self.graphdef, self.params, images.embeddings, image, padded, valid, use_feedback=bool(feedback)
+        ))  # fmt: skip
         return [low_res[row, : len(e)] for row, e in enumerate(embeds)]
 
     def span(self, text, char_span, low_res, tag_confidence, images, index):
@@ -317,6 +324,11 @@ def pad_rows(rows, count, bucket):
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded, np.array([len(row) for row in rows], np.int32)
+
+
+def characters(start, end, offsets):
+    """Range of generated tokens -> characters of the answer; none, (0, 0), where it starts before the answer."""
+    return (offsets[start][0], offsets[end - 1][1]) if start >= 0 else (0, 0)
 
 
 def pool(features, ranges):

@@ -7,12 +7,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plum_jax import base as base_weights
 from plum_jax import selfcheck
-from plum_jax.config_io import apply_override, load_config
+from plum_jax.config_io import apply_override, flatten, load_config
 from plum_jax.errors import UserError
 from plum_jax.models import plum
 from plum_jax.params import partition
 
-OF_THE_RUN = ("dtype", "remat", "llama.lora_rank", "llama.lora_alpha", "llama.lora_dropout", "tagger.dropout")
+ADAPTERS = ("llama.lora_rank", "llama.lora_alpha")
+OF_THE_RUN = ("dtype", "logits_dtype", "decoder.pe_dtype", "remat", "llama.lora_dropout", "tagger.dropout", *ADAPTERS)
 
 
 def resolve_config(spec, overrides):
@@ -33,10 +34,11 @@ def resolve_config(spec, overrides):
 def adopt(config, base):
     """Takes from a base what describes its weights; what a run may choose (OF_THE_RUN) stays as the config has it."""
     model = base.config.model.copy_and_resolve_references()
-    kept = OF_THE_RUN if not model.llama.lora_rank else ("dtype", "remat", "llama.lora_dropout", "tagger.dropout")
-    for key in kept:
-        part, _, name = key.rpartition(".")
-        (model[part] if part else model)[name] = (config.model[part] if part else config.model)[name]
+    mine = flatten(config.model)
+    for key in OF_THE_RUN:
+        if key in mine and not (model.llama.lora_rank and key in ADAPTERS):
+            part, _, name = key.rpartition(".")
+            (model[part] if part else model)[name] = mine[key]
     config.model = model
     config.base, config.sha256_of_base = str(base.folder), base.sha256
     config.data.template, config.data.clip_view = base.config.data.template, base.config.data.clip_view
