@@ -14,6 +14,7 @@ def get_config(arg=""):
     config.name = "tiny"
     config.seed = 0
     config.tokenizer = "tiny"  # a folder with tokenizer.json, or the name of one that ships with the package
+    config.base = ""  # base weights of plum convert to start from; the sizes below are then those of the base
     config.model = dict(
         dtype="float32",  # of activations
         llama=dict(

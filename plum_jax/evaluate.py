@@ -20,7 +20,7 @@ def main(argv=None):
     parser = cli.Parser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
     parser.add_argument("benchmark", choices=BENCHMARKS)
     config_io.add_config_flag(parser, default=None)
-    parser.add_argument("--checkpoint", required=True, help="a run folder, or the word tiny")
+    add_checkpoint_flags(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with images/ and partonomy_qa_pairs_SPLIT.json")
     parser.add_argument("--split", default="test", help="train, val, test or heldout (default test)")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -36,7 +36,8 @@ def main(argv=None):
 
     enable_compilation_cache()
     console.header(f"evaluate {args.benchmark}", args.out)
-    loaded = load_model(args.checkpoint)
+    loaded = load_model(args.checkpoint, base=args.base)
+    check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
     check_calibrate(loaded, args.calibrate)
     with RunRecord(args.out, "evaluate", loaded.config) as record:
@@ -49,6 +50,27 @@ def main(argv=None):
     print(f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({results['counts']['scored']} questions)")
     checkpoint = shlex.quote(args.checkpoint)
     print(f"Next: plum predict IMAGE --checkpoint={checkpoint} --prompt='What visible parts does ... have?' --out=preds")
+
+
+def add_checkpoint_flags(parser, default=None):
+    """--checkpoint, --base and --allow-random, of every command that runs a trained model."""
+    shown = f" (default {default})" if default else ""
+    text = f"a run folder, base weights of plum convert, or the word tiny{shown}"
+    parser.add_argument("--checkpoint", required=default is None, default=default, help=text)
+    parser.add_argument("--base", metavar="DIR", help="where the base weights of the run are now, if they have moved")
+    parser.add_argument("--allow-random", action="store_true", help="run a model some of whose parts were never trained")
+
+
+def check_random(loaded, allowed):
+    """UserError when a part of the model is random, unless that is wanted; then one line on stderr."""
+    from plum_jax.base import PARTS
+
+    if not loaded.missing:
+        return
+    parts = ", ".join(PARTS[part] for part in loaded.missing)
+    if not allowed:
+        raise UserError(f"{loaded.path}: {parts} never trained, random; train first, or pass --allow-random")
+    print(f"warning: {parts} never trained, random", file=sys.stderr)
 
 
 def eval_config(saved, spec, overrides):

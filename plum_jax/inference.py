@@ -14,6 +14,7 @@ import scipy.sparse
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
 from plum_jax import coco, generate, overlay
+from plum_jax.base import is_base
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.spans import decode_spans
@@ -143,8 +144,8 @@ class Model:
 
     @property
     def run_folder(self):
-        """The folder that holds checkpoints/<step> and, beside it, calibration.json."""
-        return Path(self.path).parent.parent
+        """Where calibration.json lies: beside checkpoints/<step>, or among base weights."""
+        return Path(self.path) if is_base(self.path) else Path(self.path).parent.parent
 
     @property
     def calibrated(self):
@@ -282,7 +283,7 @@ def _graphdef(config):
 
 
 def load(checkpoint="tiny", **options):
-    """A run folder, or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such checkpoint."""
+    """A run folder, base weights or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such one."""
     from plum_jax.checkpoint import load_model
 
     return Model(load_model(checkpoint), **options)
