@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plum_jax.models.plum import bind
+from plum_jax import greedy
+from plum_jax.greedy import Readout
+from plum_jax.models.plum import PlumConfig, bind, build
 
 jit = functools.partial(jax.jit, static_argnames="graphdef")
 
@@ -51,12 +53,31 @@ class Scores(NamedTuple):
     choice_hidden: jax.Array  # [G, C, A, D]
 
 
-class Readout(NamedTuple):
-    """Tags and span features of R rows at T positions."""
+class LivePrograms(NamedTuple):
+    """What `inference.Model` runs on the device; `serving.ExportedPrograms` has the same methods."""
 
-    labels: jax.Array  # int8[R, T] argmax over O, B, I; ties go to the lowest (M 3.3)
-    confidence: jax.Array  # float32[R, T] probability of that label
-    features: jax.Array  # float32[R, T, W] a span's prompt is the mean of these over its tokens
+    graphdef: object
+    params: dict
+
+    @classmethod
+    def of(cls, loaded):
+        """LoadedModel -> its programs, the parameters on the device."""
+        return cls(_graphdef(PlumConfig.from_dict(loaded.config.model.to_dict())), jax.tree.map(jnp.asarray, loaded.params))
+
+    def encode_images(self, clip_pixels, sam_pixels, resized_hw):
+        return encode_images(*self, clip_pixels, sam_pixels, resized_hw)
+
+    def generate(self, image_tokens, tokens, token_count, image_position, **limits):
+        return generate(*self, image_tokens, tokens, token_count, image_position, **limits)
+
+    def decode_masks(self, image_embeddings, image, span_embeds, span_valid):
+        return decode_masks(*self, image_embeddings, image, span_embeds, span_valid)
+
+
+@functools.cache
+def _graphdef(config):
+    """Graph definition of a PlumConfig; a second checkpoint of the same config need not trace the model again."""
+    return build(config)[0]
 
 
 @jit
@@ -144,10 +165,7 @@ def read_rows(graphdef, params, prefix, questions, scores, group, choice):
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token"))
 def generate(graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token):
-    """Greedy decoding of R prompts of different lengths.
-
-    The loop also runs the last token, </s> or the one at the limit, so that every generated token has a state (the
-    reference has none for it, D25 of M 10.3). The tagger then runs once over each full sequence.
+    """Greedy decoding of R prompts of different lengths, then one run of the tagger over each full sequence.
 
     Args:
       image_tokens: [R, P, D]. tokens: int32[R, T] right-padded prompts. token_count: int32[R].
@@ -157,43 +175,54 @@ def generate(graphdef, params, image_tokens, tokens, token_count, image_position
       (generated int32[R, max_new_tokens], count int32[R] with </s> included, Readout at the generated positions).
     """
     model = bind(graphdef, params)
+    rows, size = tokens.shape[0], tokens.shape[1] - 1 + image_tokens.shape[1] + max_new_tokens
+    keys, values, _ = model.llama.empty_cache(rows, size, model.config.dtype)
+    hidden, token, cache = prefill(model, image_tokens, tokens, token_count, image_position, keys, values)
+    step = functools.partial(decode_step, model)
+    said = greedy.decode(step, token, cache, hidden, max_new_tokens=max_new_tokens, end_token=end_token)
+    length = cache[2]
+    readout = read_sequence(model, hidden, said.states, length, said.count)
+    return said.generated, said.count, greedy.take_generated(readout, length, max_new_tokens)
+
+
+def prefill(model, image_tokens, tokens, token_count, image_position, keys, values):
+    """Runs the prompts, with the image features in place of the placeholder.
+
+    Args:
+      model: Plum. image_tokens, tokens, token_count, image_position: as of `generate`.
+      keys, values: [L, R, S + room, N, H] of zeros, with S = T - 1 + P spliced positions.
+
+    Returns:
+      (hidden [R, S, D], first token of the answers int32[R], cache (keys, values, int32[R] spliced lengths)).
+    """
     embeds, _ = model.embed(tokens, image_position, image_tokens)
-    rows, size = embeds.shape[:2]
     length = token_count + jnp.where(image_position >= 0, model.num_image_tokens - 1, 0)
-    cache = model.llama.empty_cache(rows, size + max_new_tokens, embeds.dtype)
-    hidden, cache = model.llama.extend(embeds, cache, length)
-    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)
-    pick = lambda state: model.logits(state)[:, 0].argmax(-1).astype(jnp.int32)  # noqa: E731
+    hidden, cache = model.llama.extend(embeds, (keys, values, jnp.zeros_like(length)), length)
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)[:, 0]
+    return hidden, _most_likely(model, last), cache
 
-    def more(carry):
-        return (carry["step"] < max_new_tokens) & carry["active"].any()
 
-    def step(c):
-        state, cache = model.llama.extend(_text(model, c["token"][:, None]), c["cache"], c["active"].astype(jnp.int32))
-        at = c["step"]
-        return dict(
-            step=at + 1,
-            token=pick(state),
-            active=c["active"] & (c["token"] != end_token),
-            count=c["count"] + c["active"],
-            generated=c["generated"].at[:, at].set(jnp.where(c["active"], c["token"], end_token)),
-            states=c["states"].at[:, at].set(state[:, 0]),
-            cache=cache,
-        )
+def decode_step(model, token, active, cache):
+    """One token of every row: int32[R], bool[R], cache -> (next token int32[R], state [R, D] of `token`, cache)."""
+    state, cache = model.llama.extend(_text(model, token[:, None]), cache, active.astype(jnp.int32))
+    return _most_likely(model, state[:, 0]), state[:, 0], cache
 
-    start = dict(
-        step=jnp.int32(0), token=pick(last), active=jnp.ones(rows, bool), count=jnp.zeros(rows, jnp.int32),
-        generated=jnp.full((rows, max_new_tokens), end_token, jnp.int32),
-        states=jnp.zeros((rows, max_new_tokens, hidden.shape[-1]), hidden.dtype), cache=cache,
-    )  # fmt: skip
-    end = jax.lax.while_loop(more, step, start)
-    t = jnp.arange(size + max_new_tokens)
-    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + max_new_tokens - 1))
-    full = jnp.take_along_axis(jnp.concatenate([hidden, end["states"]], 1), at[..., None], 1)
-    readout = _read(model, full, length + end["count"])
-    new = length[:, None] + jnp.arange(max_new_tokens)
-    take = lambda x: jnp.take_along_axis(x, new.reshape(*new.shape, *[1] * (x.ndim - 2)), 1)  # noqa: E731
-    return end["generated"], end["count"], Readout(*map(take, readout))
+
+def read_sequence(model, hidden, states, length, count):
+    """Tags and span features of prompts and answers as one sequence, which the tagger sees in both directions.
+
+    Args:
+      hidden: [R, S, D] of the prompts, `length` int32[R] of them valid.
+      states: [R, M, D] of the answers, `count` int32[R] of them valid.
+
+    Returns:
+      Readout at S + M positions: `length` of the prompt, `count` of the answer, then padding.
+    """
+    size, room = hidden.shape[1], states.shape[1]
+    t = jnp.arange(size + room)
+    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + room - 1))
+    full = jnp.take_along_axis(jnp.concatenate([hidden, states], 1), at[..., None], 1)
+    return _read(model, full, length + count)
 
 
 @jit
@@ -206,13 +235,22 @@ def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_va
     Returns:
       float32[R, N, 4g, 4g] logits, zeros for invalid slots.
     """
-    model = bind(graphdef, params)
+    return masks_of(bind(graphdef, params), image_embeddings, image, span_embeds, span_valid)
+
+
+def masks_of(model, image_embeddings, image, span_embeds, span_valid):
+    """`decode_masks` of a bound model."""
     return model.decode_masks(image_embeddings[image], span_embeds.astype(image_embeddings.dtype), span_valid)[0]
 
 
 def _text(model, tokens):
     """int32[...] -> token embeddings [..., D] in the dtype of activations."""
-    return model.llama.embed[...].astype(model.config.dtype)[tokens]
+    return model.llama.token_embeddings(tokens).astype(model.config.dtype)
+
+
+def _most_likely(model, state):
+    """[R, D] -> int32[R], the token that the head finds most likely next."""
+    return model.logits(state).argmax(-1).astype(jnp.int32)
 
 
 def _nll(model, hidden, targets):

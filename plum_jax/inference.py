@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
-from plum_jax import coco, generate, overlay
+from plum_jax import coco, overlay
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.spans import decode_spans
-from plum_jax.models.plum import PlumConfig, build
 
 BATCH_SIZE = 8
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this: few compiled shapes
@@ -126,20 +124,30 @@ class Model:
     Args:
       loaded: LoadedModel of plum_jax.checkpoint.
       calibrate: False ignores the calibration.json beside the checkpoint.
+      programs: what runs on the device; None makes `generate.LivePrograms` of the parameters, and only then is the code of
+        the model imported (`plum_jax.serving` runs exported programs without it).
 
     Attributes:
       config, tokenizer, path, sha256: of the checkpoint. calibration: Calibration or None. calibrated: bool.
+      graphdef, params: of the live programs.
       min_score: spans below it have the status low_confidence.
     """
 
-    def __init__(self, loaded, *, calibrate=True):
+    def __init__(self, loaded, *, calibrate=True, programs=None):
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self.path, self.sha256 = loaded.path, loaded.sha256
-        self.graphdef = _graphdef(PlumConfig.from_dict(self.config.model.to_dict()))
-        self.params = jax.tree.map(jnp.asarray, loaded.params)
+        self.programs = _live_programs(loaded) if programs is None else programs
         self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
         self.min_score = float(self.config.eval.min_score)
         self.end_token = int(self.tokenizer.eos_token_id)
+
+    @property
+    def graphdef(self):
+        return self.programs.graphdef
+
+    @property
+    def params(self):
+        return self.programs.params
 
     @property
     def run_folder(self):
@@ -183,9 +191,8 @@ class Model:
         encoded = self.encode_images(images, rows)
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
-        generated, count, readout = jax.device_get(generate.generate(
-            self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=int(limit),
-            end_token=self.end_token,
+        generated, count, readout = jax.device_get(self.programs.generate(
+            encoded.tokens, tokens, counts, position, max_new_tokens=int(limit), end_token=self.end_token
         ))  # fmt: skip
         said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
         tagged = [self._tagged(readout.labels[i, : count[i]], offsets) for i, (_, offsets) in enumerate(said)]
@@ -225,7 +232,7 @@ class Model:
             clip_pixels[i] = clip_view(image, clip_size, self.config.data.clip_view)
             sam_pixels[i], resized_hw[i] = sam_view(image, sam_size)
             original_hw[i] = image.shape[:2]
-        tokens, embeddings = generate.encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
+        tokens, embeddings = self.programs.encode_images(clip_pixels, sam_pixels, resized_hw)
         return EncodedImages(tokens, embeddings, resized_hw, original_hw)
 
     def decode(self, images, index, embeds, rows):
@@ -250,7 +257,7 @@ class Model:
         for row, e in enumerate(embeds):
             padded[row, : len(e)], valid[row, : len(e)] = e.reshape(len(e), width), True
         image = np.array(index + [0] * (rows - len(index)), np.int32)
-        low_res = jax.device_get(generate.decode_masks(self.graphdef, self.params, images.embeddings, image, padded, valid))
+        low_res = jax.device_get(self.programs.decode_masks(images.embeddings, image, padded, valid))
         return [low_res[row, : len(e)] for row, e in enumerate(embeds)]
 
     def span(self, text, char_span, low_res, tag_confidence, images, index):
@@ -275,10 +282,10 @@ class Model:
         return score, "ok" if score >= self.min_score else "low_confidence"
 
 
-@functools.cache
-def _graphdef(config):
-    """Graph definition of a PlumConfig; a second checkpoint of the same config need not trace the model again."""
-    return build(config)[0]
+def _live_programs(loaded):
+    from plum_jax.generate import LivePrograms
+
+    return LivePrograms.of(loaded)
 
 
 def load(checkpoint="tiny", **options):
