@@ -11,8 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plum_jax.models.plum import bind
+from plum_jax import greedy
+from plum_jax.greedy import Readout
+from plum_jax.models.plum import PlumConfig, bind, build
 from plum_jax.precision import rounded
+from plum_jax.switches import switch
 
 jit = functools.partial(jax.jit, static_argnames="graphdef")
 
@@ -52,12 +55,30 @@ class Scores(NamedTuple):
     choice_hidden: jax.Array  # [G, C, A, D]
 
 
-class Readout(NamedTuple):
-    """Tags and span features of R rows at T positions."""
+class LivePrograms(NamedTuple):
+    """What `inference.Model` runs on the device; `serving.ExportedPrograms` has the same methods."""
 
-    labels: jax.Array  # int8[R, T] argmax over O, B, I; ties go to the lowest (M 3.3)
-    confidence: jax.Array  # float32[R, T] probability of that label
-    features: jax.Array  # float32[R, T, W] a span's prompt is the mean of these over its tokens
+    graphdef: object
+    params: dict
+    use_feedback: bool  # config.eval.feedback
+
+    @classmethod
+    def of(cls, loaded):
+        """LoadedModel -> its programs, the parameters on the device."""
+        config = loaded.config
+        graphdef = build(PlumConfig.from_dict(config.model.to_dict()))[0]
+        return cls(graphdef, jax.tree.map(jnp.asarray, loaded.params), bool(switch(config.eval, "eval.feedback")))
+
+    def encode_images(self, clip_pixels, sam_pixels, resized_hw):
+        return encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
+
+    def generate(self, image_tokens, tokens, token_count, image_position, **options):
+        return generate(self.graphdef, self.params, image_tokens, tokens, token_count, image_position, **options)
+
+    def decode_masks(self, image_embeddings, image, span_embeds, span_valid):
+        return decode_masks(
+            self.graphdef, self.params, image_embeddings, image, span_embeds, span_valid, use_feedback=self.use_feedback
+        )
 
 
 @jit
@@ -152,10 +173,7 @@ def read_rows(graphdef, params, prefix, questions, scores, group, choice):
 def generate(
     graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token, whole_rows=False
 ):
-    """Greedy decoding of R prompts of different lengths.
-
-    The loop also runs the last token, </s> or the one at the limit, so that every generated token has a state (the
-    reference has none for it, D25 of M 10.3). The tagger then runs once over each full sequence.
+    """Greedy decoding of R prompts of different lengths, then one run of the tagger over each full sequence.
 
     Args:
       image_tokens: [R, P, D]. tokens: int32[R, T] right-padded prompts. token_count: int32[R].
@@ -167,45 +185,54 @@ def generate(
       positions of the spliced rows, where the answer follows the prompt at once).
     """
     model = bind(graphdef, params)
+    rows, size = tokens.shape[0], tokens.shape[1] - 1 + image_tokens.shape[1] + max_new_tokens
+    keys, values, _ = model.llama.empty_cache(rows, size, model.config.dtype)
+    hidden, token, cache = prefill(model, image_tokens, tokens, token_count, image_position, keys, values)
+    step = functools.partial(decode_step, model)
+    said = greedy.decode(step, token, cache, hidden, max_new_tokens=max_new_tokens, end_token=end_token)
+    length = cache[2]
+    readout = read_sequence(model, hidden, said.states, length, said.count)
+    return said.generated, said.count, readout if whole_rows else greedy.take_generated(readout, length, max_new_tokens)
+
+
+def prefill(model, image_tokens, tokens, token_count, image_position, keys, values):
+    """Runs the prompts, with the image features in place of the placeholder.
+
+    Args:
+      model: Plum. image_tokens, tokens, token_count, image_position: as of `generate`.
+      keys, values: [L, R, S + room, N, H] of zeros, with S = T - 1 + P spliced positions.
+
+    Returns:
+      (hidden [R, S, D], first token of the answers int32[R], cache (keys, values, int32[R] spliced lengths)).
+    """
     embeds, _ = model.embed(tokens, image_position, image_tokens)
-    rows, size = embeds.shape[:2]
     length = token_count + jnp.where(image_position >= 0, model.num_image_tokens - 1, 0)
-    cache = model.llama.empty_cache(rows, size + max_new_tokens, embeds.dtype)
-    hidden, cache = model.llama.extend(embeds, cache, length)
-    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)
-    pick = lambda state: model.logits(state)[:, 0].argmax(-1).astype(jnp.int32)  # noqa: E731
+    hidden, cache = model.llama.extend(embeds, (keys, values, jnp.zeros_like(length)), length)
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)[:, 0]
+    return hidden, _most_likely(model, last), cache
 
-    def more(carry):
-        return (carry["step"] < max_new_tokens) & carry["active"].any()
 
-    def step(c):
-        state, cache = model.llama.extend(_text(model, c["token"][:, None]), c["cache"], c["active"].astype(jnp.int32))
-        at = c["step"]
-        return dict(
-            step=at + 1,
-            token=pick(state),
-            active=c["active"] & (c["token"] != end_token),
-            count=c["count"] + c["active"],
-            generated=c["generated"].at[:, at].set(jnp.where(c["active"], c["token"], end_token)),
-            states=c["states"].at[:, at].set(state[:, 0]),
-            cache=cache,
-        )
+def decode_step(model, token, active, cache):
+    """One token of every row: int32[R], bool[R], cache -> (next token int32[R], state [R, D] of `token`, cache)."""
+    state, cache = model.llama.extend(_text(model, token[:, None]), cache, active.astype(jnp.int32))
+    return _most_likely(model, state[:, 0]), state[:, 0], cache
 
-    start = dict(
-        step=jnp.int32(0), token=pick(last), active=jnp.ones(rows, bool), count=jnp.zeros(rows, jnp.int32),
-        generated=jnp.full((rows, max_new_tokens), end_token, jnp.int32),
-        states=jnp.zeros((rows, max_new_tokens, hidden.shape[-1]), hidden.dtype), cache=cache,
-    )  # fmt: skip
-    end = jax.lax.while_loop(more, step, start)
-    t = jnp.arange(size + max_new_tokens)
-    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + max_new_tokens - 1))
-    full = jnp.take_along_axis(jnp.concatenate([hidden, end["states"]], 1), at[..., None], 1)
-    readout = _read(model, full, length + end["count"])
-    if whole_rows:
-        return end["generated"], end["count"], readout
-    new = length[:, None] + jnp.arange(max_new_tokens)
-    take = lambda x: jnp.take_along_axis(x, new.reshape(*new.shape, *[1] * (x.ndim - 2)), 1)  # noqa: E731
-    return end["generated"], end["count"], Readout(*map(take, readout))
+
+def read_sequence(model, hidden, states, length, count):
+    """Tags and span features of prompts and answers as one sequence, which the tagger sees in both directions.
+
+    Args:
+      hidden: [R, S, D] of the prompts, `length` int32[R] of them valid.
+      states: [R, M, D] of the answers, `count` int32[R] of them valid.
+
+    Returns:
+      Readout at S + M positions: `length` of the prompt, `count` of the answer, then padding.
+    """
+    size, room = hidden.shape[1], states.shape[1]
+    t = jnp.arange(size + room)
+    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + room - 1))
+    full = jnp.take_along_axis(jnp.concatenate([hidden, states], 1), at[..., None], 1)
+    return _read(model, full, length + count)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "use_feedback"))
@@ -219,14 +246,23 @@ def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_va
     Returns:
       float32[R, N, 4g, 4g] logits, zeros for invalid slots.
     """
-    model = bind(graphdef, params)
+    return masks_of(bind(graphdef, params), image_embeddings, image, span_embeds, span_valid, use_feedback=use_feedback)
+
+
+def masks_of(model, image_embeddings, image, span_embeds, span_valid, *, use_feedback=True):
+    """`decode_masks` of a bound model."""
     embeds = span_embeds.astype(image_embeddings.dtype)
     return model.decode_masks(image_embeddings[image], embeds, span_valid, use_feedback=use_feedback)[0]
 
 
 def _text(model, tokens):
     """int32[...] -> token embeddings [..., D] in the dtype of activations."""
-    return model.llama.embed[...].astype(model.config.dtype)[tokens]
+    return model.llama.token_embeddings(tokens).astype(model.config.dtype)
+
+
+def _most_likely(model, state):
+    """[R, D] -> int32[R], the token that the head finds most likely next."""
+    return model.logits(state).argmax(-1).astype(jnp.int32)
 
 
 def _nll(model, hidden, targets, dtype):

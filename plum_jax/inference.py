@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
-from plum_jax import coco, generate, overlay
+from plum_jax import coco, overlay
 from plum_jax.base import is_base
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.spans import decode_spans, named_spans
-from plum_jax.models.plum import PlumConfig, build
 from plum_jax.switches import check_switches, switch
 
 BATCH_SIZE = 8
@@ -129,21 +127,31 @@ class Model:
     Args:
       loaded: LoadedModel of plum_jax.checkpoint.
       calibrate: False ignores the calibration.json beside the checkpoint.
+      programs: what runs on the device; None makes `generate.LivePrograms` of the parameters, and only then is the code of
+        the model imported (`plum_jax.serving` runs exported programs without it).
 
     Attributes:
       config, tokenizer, path, sha256: of the checkpoint. calibration: Calibration or None. calibrated: bool.
+      graphdef, params: of the live programs.
       min_score: spans below it have the status low_confidence.
     """
 
-    def __init__(self, loaded, *, calibrate=True):
+    def __init__(self, loaded, *, calibrate=True, programs=None):
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         check_switches(self.config)
         self.path, self.sha256 = loaded.path, loaded.sha256
-        self.graphdef = build(PlumConfig.from_dict(self.config.model.to_dict()))[0]
-        self.params = jax.tree.map(jnp.asarray, loaded.params)
+        self.programs = _live_programs(loaded) if programs is None else programs
         self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
         self.min_score = float(self.config.eval.min_score)
         self.end_token = int(self.tokenizer.eos_token_id)
+
+    @property
+    def graphdef(self):
+        return self.programs.graphdef
+
+    @property
+    def params(self):
+        return self.programs.params
 
     @property
     def run_folder(self):
@@ -188,9 +196,8 @@ class Model:
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
         whole = switch(self.config.eval, "eval.span_scope") == "all"
-        generated, count, readout = jax.device_get(generate.generate(
-            self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=int(limit),
-            end_token=self.end_token, whole_rows=whole,
+        generated, count, readout = jax.device_get(self.programs.generate(
+            encoded.tokens, tokens, counts, position, max_new_tokens=int(limit), end_token=self.end_token, whole_rows=whole
         ))  # fmt: skip
         first = counts + encoded.tokens.shape[1] - 1 if whole else np.zeros_like(counts)  # of the generated tokens
         end = first + count
@@ -230,7 +237,7 @@ class Model:
             clip_pixels[i] = clip_view(image, clip_size, self.config.data.clip_view)
             sam_pixels[i], resized_hw[i] = sam_view(image, sam_size)
             original_hw[i] = image.shape[:2]
-        tokens, embeddings = generate.encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
+        tokens, embeddings = self.programs.encode_images(clip_pixels, sam_pixels, resized_hw)
         return EncodedImages(tokens, embeddings, resized_hw, original_hw)
 
     def decode(self, images, index, embeds, rows):
@@ -255,10 +262,7 @@ class Model:
         for row, e in enumerate(embeds):
             padded[row, : len(e)], valid[row, : len(e)] = e.reshape(len(e), width), True
         image = np.array(index + [0] * (rows - len(index)), np.int32)
-        feedback = switch(self.config.eval, "eval.feedback")
-        low_res = jax.device_get(generate.decode_masks(
-            self.graphdef, self.params, images.embeddings, image, padded, valid, use_feedback=bool(feedback)
-        ))  # fmt: skip
+        low_res = jax.device_get(self.programs.decode_masks(images.embeddings, image, padded, valid))
         return [low_res[row, : len(e)] for row, e in enumerate(embeds)]
 
     def span(self, text, char_span, low_res, tag_confidence, images, index):
@@ -281,6 +285,12 @@ class Model:
         if not mask.any():
             return 0.0, "empty_mask"
         return score, "ok" if score >= self.min_score else "low_confidence"
+
+
+def _live_programs(loaded):
+    from plum_jax.generate import LivePrograms
+
+    return LivePrograms.of(loaded)
 
 
 def load(checkpoint="tiny", **options):

@@ -156,7 +156,7 @@ def _mask_terms(model, batch, text_hidden, slots, config):
 def _word_embeds(model, part_tokens):
     """int[K, L] padded with -1 -> [K, D]: mean embedding of each word's tokens."""
     valid = part_tokens >= 0
-    embeds = model.llama.embed[...][jnp.maximum(part_tokens, 0)] * valid[..., None]
+    embeds = model.llama.token_embeddings(jnp.maximum(part_tokens, 0)) * valid[..., None]
     return embeds.sum(1) / jnp.maximum(valid.sum(1, keepdims=True), 1)
 
 

@@ -55,6 +55,18 @@ def _check_pair(name, value, form, good):
         raise UserError(f"config.data.{name}: {tuple(value)} is wrong; give {form}")
 
 
+def check_gradients(config, trainable):
+    """UserError when a trainable parameter (of a nested dictionary of shapes) is int8: such weights have no gradient."""
+    from flax.traverse_util import flatten_dict
+
+    paths = [path for path, x in flatten_dict(trainable, sep="/").items() if x.dtype == "int8"]
+    if paths:
+        raise UserError(
+            f"config.trainable: {config.trainable!r} matches {paths[0]}, which is int8 and has no gradient; name adapters and "
+            "heads only, such as 'lora_|span_tagger|feedback', or set config.model.llama.int8 to False"
+        )
+
+
 def check_split(config, mesh):
     """UserError unless the images of a micro-batch, and those of them with masks, divide among the devices."""
     data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], config.data.grounded

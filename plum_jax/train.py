@@ -156,6 +156,7 @@ def _plan(config, mesh, part_words):
     from plum_jax.objective import make_loss
     from plum_jax.optim import make_optimizer
     from plum_jax.params import count, partition
+    from plum_jax.settings import check_gradients
     from plum_jax.sharding import tree_sharding
     from plum_jax.switches import switch
     from plum_jax.train_step import init_state, make_train_step
@@ -164,6 +165,7 @@ def _plan(config, mesh, part_words):
     trainable, _ = partition(abstract, config.trainable)
     if not trainable:
         raise UserError(f"config.trainable: {config.trainable!r} matches no parameter; use a regular expression on their paths")
+    check_gradients(config, trainable)
     tx, schedule = make_optimizer(config.optim, config.train.steps)
     init = functools.partial(init_state, tx=tx)
     shapes = jax.eval_shape(init, trainable)

@@ -175,7 +175,7 @@ class Plum(nnx.Module):
           that of the first image feature. A row without image holds its T tokens first.
         """
         length, patches = tokens.shape[1], image_tokens.shape[1]
-        text = self.llama.embed[...][tokens].astype(self.config.dtype)
+        text = self.llama.token_embeddings(tokens).astype(self.config.dtype)
         start = image_position[:, None]
         s = jnp.arange(length - 1 + patches)
         has_image = start >= 0
@@ -236,7 +236,10 @@ def build(config):
 
 
 def init_params(config, seed):
-    """PlumConfig, seed -> random parameters, a nested dictionary of float32 arrays. Jit it with out_shardings to shard."""
+    """PlumConfig, seed -> random parameters, a nested dictionary of float32 (with llama.int8 also int8) arrays.
+
+    Jit it with out_shardings to shard.
+    """
     return nnx.to_pure_dict(nnx.state(Plum(config, nnx.Rngs(seed)), nnx.Param))
 
 
