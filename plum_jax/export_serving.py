@@ -38,7 +38,7 @@ def main(argv=None):
 
     console.header("export", args.out)
     loaded = load_model(args.checkpoint)
-    curve = calibration.load(Path(loaded.path).parent.parent, loaded.sha256) if loaded.path else None
+    curve = calibration.load(calibration.place_of(loaded.path), loaded.sha256) if loaded.path else None
     loaded = quantize_model(loaded) if args.int8 else loaded
     if args.max_new_tokens is not None:
         loaded.config.eval.max_new_tokens = args.max_new_tokens

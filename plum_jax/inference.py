@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,7 +12,6 @@ import scipy.sparse
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
 from plum_jax import coco, overlay
-from plum_jax.base import is_base
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.spans import decode_spans, named_spans
@@ -155,8 +153,8 @@ class Model:
 
     @property
     def run_folder(self):
-        """Where calibration.json lies: beside checkpoints/<step>, or among base weights."""
-        return Path(self.path) if is_base(self.path) else Path(self.path).parent.parent
+        """Where calibration.json lies."""
+        return calibration.place_of(self.path)
 
     @property
     def calibrated(self):
