@@ -139,7 +139,7 @@ class Model:
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         check_switches(self.config)
         self.path, self.sha256 = loaded.path, loaded.sha256
-        self.graphdef = _graphdef(PlumConfig.from_dict(self.config.model.to_dict()))
+        self.graphdef = build(PlumConfig.from_dict(self.config.model.to_dict()))[0]
         self.params = jax.tree.map(jnp.asarray, loaded.params)
         self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
         self.min_score = float(self.config.eval.min_score)
@@ -281,12 +281,6 @@ class Model:
         if not mask.any():
             return 0.0, "empty_mask"
         return score, "ok" if score >= self.min_score else "low_confidence"
-
-
-@functools.cache
-def _graphdef(config):
-    """Graph definition of a PlumConfig; a second checkpoint of the same config need not trace the model again."""
-    return build(config)[0]
 
 
 def load(checkpoint="tiny", **options):

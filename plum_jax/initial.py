@@ -134,12 +134,10 @@ def check_loaded(base, params):
     Raises:
       UserError: they differ.
     """
-    flat = flatten_dict(params, sep="/")
-
-    def take(path, layers):
-        return flat[path] if layers is None else flat[path][np.array(layers)]
-
+    config, flat = plum.PlumConfig.from_dict(base.config.model), flatten_dict(params, sep="/")
     with np.load(base.folder / "check.npz") as file:
         stored = dict(file)
-    found = selfcheck.outputs(plum.PlumConfig.from_dict(base.config.model), base.missing, take)
+    found = selfcheck.outputs(
+        config, base.missing, {path: flat[path] for path in selfcheck.parameters(config, base.missing)}, chosen=False
+    )
     selfcheck.compare(found, stored, base.folder)

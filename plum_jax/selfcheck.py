@@ -44,27 +44,36 @@ def slices(config, path):
     return 0, depth - 1
 
 
-def outputs(config, missing, take):
+def parameters(config, missing):
+    """Paths of the parameters that the check reads: not those of parts that start random, no adapters."""
+    flat = flatten_dict(plum.build(small(config))[1], sep="/")
+    return [path for path in flat if path.partition("/")[0] not in missing and "/lora_" not in path]
+
+
+def outputs(config, missing, params, *, chosen):
     """Runs the check.
 
     Args:
       config: PlumConfig. missing: parts that start random, which are left out.
-      take: (path, layers or None) -> array; with layers, of these layers, stacked.
+      params: {path: array} with the paths of `parameters`.
+      chosen: whether stacked parameters hold the layers of `slices` alone; False: they are whole.
 
     Returns:
       {name: float32 array}.
     """
-    reduced = small(config)
-    graphdef, abstract = plum.build(reduced)
-    have = [path for path in flatten_dict(abstract, sep="/") if path.partition("/")[0] not in missing and "/lora_" not in path]
-    params = {path: jnp.asarray(take(path, slices(config, path))).astype(jnp.float32) for path in have}
-    absent = {path: jnp.zeros(x.shape) for path, x in flatten_dict(abstract, sep="/").items() if path not in params}
-    params = unflatten_dict({**params, **absent}, sep="/")
-    return jax.device_get(_run(graphdef, tuple(missing), params))
+    graphdef, abstract = plum.build(small(config))
+    shapes = tuple((path, x.shape) for path, x in flatten_dict(abstract, sep="/").items())
+    picks = tuple((path, None if chosen else slices(config, path)) for path in parameters(config, missing))
+    return jax.device_get(_run(graphdef, tuple(missing), shapes, picks, params))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(graphdef, missing, params):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(graphdef, missing, shapes, picks, params):
+    flat = {path: jnp.zeros(shape) for path, shape in shapes}
+    for path, layers in picks:
+        x = params[path] if layers is None else jnp.stack([params[path][i] for i in layers])
+        flat[path] = x.astype(jnp.float32)
+    params = unflatten_dict(flat, sep="/")
     model = plum.bind(graphdef, params)
     c = model.config
     with jax.default_matmul_precision("highest"):

@@ -228,8 +228,9 @@ def take_positions(hidden, position):
     return jnp.take_along_axis(hidden, position[..., None], 1)
 
 
+@functools.cache
 def build(config):
-    """PlumConfig -> (graph definition, abstract parameters as a nested dictionary). Allocates nothing."""
+    """PlumConfig -> (graph definition, abstract parameters as a nested dictionary, not to be changed). Allocates nothing."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Plum(config, nnx.Rngs(0))))
     return graphdef, nnx.to_pure_dict(state)
 
