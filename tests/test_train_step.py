@@ -119,6 +119,7 @@ def test_gradients_can_be_summed_in_bfloat16(dtype, want):
     assert sums["loss"][0] == 263  # metrics are summed in float32 always
 
 
+@pytest.mark.slow
 def test_a_step_with_every_switch_of_the_reference():
     """Fine-tuning as it ran: bf16, ten micro-batches; the first update has the full rate, the second none (M 7.5)."""
     config = small_config(feedback=False)  # the loop is a third of the compilation, and no switch of training touches it
