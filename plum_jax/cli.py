@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("plum_jax.train", "train any config; the same command resumes"),
     "evaluate": ("plum_jax.evaluate", "score a checkpoint on a benchmark"),
     "predict": ("plum_jax.predict", "images -> text, masks, COCO JSON, overlays"),
+    "convert": ("plum_jax.convert.command", "PyTorch and Hugging Face checkpoints -> ours, and back"),
     "export": ("plum_jax.export_serving", "a checkpoint as programs and parameters for serving"),
     "data": {
         "make": ("data_pipelines.make", "render a synthetic PARTONOMY"),

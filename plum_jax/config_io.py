@@ -10,7 +10,7 @@ from pathlib import Path
 from plum_jax.errors import UserError
 
 # Keys that may change between two runs of one folder: they alter how the work is done, or how much of it, not what it is.
-RESUMABLE = ("train.", "mesh.", "eval.", "data.workers", "data.cache", "data.folder", "data.micro_batches")
+RESUMABLE = ("train.", "mesh.", "eval.", "data.workers", "data.cache", "data.folder", "data.micro_batches", "base")
 ANY_LENGTH = ("model.sam.global_blocks",)  # tuples whose length is a choice
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from plum_jax import __version__, cli, config_io, console
 from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord, sha256_of, write_json
+from plum_jax.switches import switch
 
 BENCHMARKS = ("partonomy",)
+SWITCHES = ("mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedback")  # of config.eval, written into the results
 
 
 def main(argv=None):
@@ -20,7 +22,7 @@ def main(argv=None):
     parser = cli.Parser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
     parser.add_argument("benchmark", choices=BENCHMARKS)
     config_io.add_config_flag(parser, default=None)
-    parser.add_argument("--checkpoint", required=True, help="a run folder, or the word tiny")
+    add_checkpoint_flags(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with images/ and partonomy_qa_pairs_SPLIT.json")
     parser.add_argument("--split", default="test", help="train, val, test or heldout (default test)")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -36,7 +38,8 @@ def main(argv=None):
 
     enable_compilation_cache()
     console.header(f"evaluate {args.benchmark}", args.out)
-    loaded = load_model(args.checkpoint)
+    loaded = load_model(args.checkpoint, base=args.base)
+    check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
     check_calibrate(loaded, args.calibrate)
     with RunRecord(args.out, "evaluate", loaded.config) as record:
@@ -49,6 +52,27 @@ def main(argv=None):
     print(f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({results['counts']['scored']} questions)")
     checkpoint = shlex.quote(args.checkpoint)
     print(f"Next: plum predict IMAGE --checkpoint={checkpoint} --prompt='What visible parts does ... have?' --out=preds")
+
+
+def add_checkpoint_flags(parser, default=None):
+    """--checkpoint, --base and --allow-random, of every command that runs a trained model."""
+    shown = f" (default {default})" if default else ""
+    text = f"a run folder, base weights of plum convert, or the word tiny{shown}"
+    parser.add_argument("--checkpoint", required=default is None, default=default, help=text)
+    parser.add_argument("--base", metavar="DIR", help="where the base weights of the run are now, if they have moved")
+    parser.add_argument("--allow-random", action="store_true", help="run a model some of whose parts were never trained")
+
+
+def check_random(loaded, allowed):
+    """UserError when a part of the model is random, unless that is wanted; then one line on stderr."""
+    from plum_jax.base import PARTS
+
+    if not loaded.missing:
+        return
+    parts = ", ".join(PARTS[part] for part in loaded.missing)
+    if not allowed:
+        raise UserError(f"{loaded.path}: {parts} never trained, random; train first, or pass --allow-random")
+    print(f"warning: {parts} never trained, random", file=sys.stderr)
 
 
 def eval_config(saved, spec, overrides):
@@ -119,7 +143,8 @@ def evaluate_folder(
     model = loaded if isinstance(loaded, Model) else Model(loaded)
     check_calibrate(model, calibrate)
     source, questions = questions_of(folder, split, question_types, max_images)
-    scorer = partonomy.Scorer(model, split, source, model.config.eval.get("empty_union", "one"))
+    switches = {name: switch(model.config.eval, f"eval.{name}") for name in SWITCHES}
+    scorer = partonomy.Scorer(model, split, source, switches["empty_union"])
     bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", stream=log) if log else None
     records = []
     with bar or contextlib.nullcontext():
@@ -136,8 +161,7 @@ def evaluate_folder(
         "summary": partonomy.summary(records),
         "counts": {"scored": len(records), "skipped": {}},
         "settings": {
-            "mc_score": model.config.eval.mc_score, "tie": model.config.eval.get("tie", "wrong"),
-            "empty_union": scorer.options["empty_union"], "min_score": model.min_score, "calibrated": model.calibrated,
+            **switches, "min_score": model.min_score, "calibrated": model.calibrated,
         },
         "seconds": round(time.monotonic() - began, 3),
         "version": __version__,

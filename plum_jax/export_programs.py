@@ -12,6 +12,7 @@ import jax.export
 from plum_jax import generate
 from plum_jax.models.plum import PlumConfig, bind, build
 from plum_jax.sharding import path_name
+from plum_jax.switches import switch
 
 
 class Program(NamedTuple):
@@ -30,7 +31,7 @@ def export_programs(loaded, platforms):
     config = PlumConfig.from_dict(loaded.config.model.to_dict())
     graphdef, abstract = build(config)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), loaded.params)
-    for name, program in programs(config).items():
+    for name, program in programs(config, bool(switch(loaded.config.eval, "eval.feedback"))).items():
         scope = jax.export.SymbolicScope()
         inputs = {
             key: jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape, scope=scope), dtype)
@@ -44,8 +45,8 @@ def export_programs(loaded, platforms):
         yield name, program, jax.export.export(jax.jit(run), platforms=platforms)(parts, inputs)
 
 
-def programs(config):
-    """PlumConfig -> {name: Program}: what an answer needs, in the order in which it runs.
+def programs(config, use_feedback):
+    """PlumConfig, config.eval.feedback -> {name: Program}: what an answer needs, in the order in which it runs.
 
     Symbols: b rows, i images, t tokens of the padded prompt, m tokens that an answer may have, c positions of the cache,
     s positions of the prompt once the image is in it (t - 1 + P), n span slots.
@@ -85,7 +86,9 @@ def programs(config):
         "prefill": Program(prefill, ("llama",), prompts),
         "decode_step": Program(decode_step, ("llama",), step),
         "read_sequence": Program(read_sequence, ("span_tagger", "span_projector"), sequence),
-        "decode_masks": Program(decode_masks, ("prompt_encoder", "mask_decoder", "feedback"), spans),
+        "decode_masks": Program(
+            decode_masks if use_feedback else decode_masks_alone, ("prompt_encoder", "mask_decoder", "feedback"), spans
+        ),
     }
 
 
@@ -119,6 +122,11 @@ def read_sequence(model, **inputs):
 def decode_masks(model, image_embeddings, image, span_embeds, span_valid):
     """Mask logits of the spans of each row in text order, each seeing the masks before it; zeros where span_valid is False."""
     return {"low_res": generate.masks_of(model, image_embeddings, image, span_embeds, span_valid)}
+
+
+def decode_masks_alone(model, image_embeddings, image, span_embeds, span_valid):
+    """Mask logits of the spans of each row, each decoded on its own; zeros where span_valid is False."""
+    return {"low_res": generate.masks_of(model, image_embeddings, image, span_embeds, span_valid, use_feedback=False)}
 
 
 def describe(file, program, exported):

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from plum_jax import greedy
 from plum_jax.greedy import Readout
 from plum_jax.models.plum import PlumConfig, bind, build
+from plum_jax.precision import rounded
+from plum_jax.switches import switch
 
 jit = functools.partial(jax.jit, static_argnames="graphdef")
 
@@ -58,26 +60,25 @@ class LivePrograms(NamedTuple):
 
     graphdef: object
     params: dict
+    use_feedback: bool  # config.eval.feedback
 
     @classmethod
     def of(cls, loaded):
         """LoadedModel -> its programs, the parameters on the device."""
-        return cls(_graphdef(PlumConfig.from_dict(loaded.config.model.to_dict())), jax.tree.map(jnp.asarray, loaded.params))
+        config = loaded.config
+        graphdef = build(PlumConfig.from_dict(config.model.to_dict()))[0]
+        return cls(graphdef, jax.tree.map(jnp.asarray, loaded.params), bool(switch(config.eval, "eval.feedback")))
 
     def encode_images(self, clip_pixels, sam_pixels, resized_hw):
-        return encode_images(*self, clip_pixels, sam_pixels, resized_hw)
+        return encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
 
-    def generate(self, image_tokens, tokens, token_count, image_position, **limits):
-        return generate(*self, image_tokens, tokens, token_count, image_position, **limits)
+    def generate(self, image_tokens, tokens, token_count, image_position, **options):
+        return generate(self.graphdef, self.params, image_tokens, tokens, token_count, image_position, **options)
 
     def decode_masks(self, image_embeddings, image, span_embeds, span_valid):
-        return decode_masks(*self, image_embeddings, image, span_embeds, span_valid)
-
-
-@functools.cache
-def _graphdef(config):
-    """Graph definition of a PlumConfig; a second checkpoint of the same config need not trace the model again."""
-    return build(config)[0]
+        return decode_masks(
+            self.graphdef, self.params, image_embeddings, image, span_embeds, span_valid, use_feedback=self.use_feedback
+        )
 
 
 @jit
@@ -87,12 +88,13 @@ def encode_images(graphdef, params, clip_pixels, sam_pixels, resized_hw):
     return model.image_tokens(clip_pixels), model.image_embeddings(sam_pixels, resized_hw)
 
 
-@jit
-def run_prefix(graphdef, params, image_tokens, tokens):
+@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def run_prefix(graphdef, params, image_tokens, tokens, *, dtype="float32"):
     """The shared start of all rows.
 
     Args:
       image_tokens: [B, P, D]. tokens: int32[T0], the same for all images; the last one is the image placeholder.
+      dtype: of the likelihoods, as of `score_choices`.
 
     Returns:
       Prefix.
@@ -104,16 +106,18 @@ def run_prefix(graphdef, params, image_tokens, tokens):
     lengths = jnp.full(batch, embeds.shape[1])
     cache = model.llama.empty_cache(batch, embeds.shape[1], embeds.dtype)
     hidden, (keys, values, _) = model.llama.extend(embeds, cache, lengths)
-    nll = _nll(model, hidden[:, : text - 1], rows[:, 1:text]).sum(-1)
+    nll = _nll(model, hidden[:, : text - 1], rows[:, 1:text], dtype).sum(-1)
     return Prefix(hidden, keys, values, nll, jnp.int32(text - 1))
 
 
-@jit
-def score_choices(graphdef, params, prefix, questions):
+@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def score_choices(graphdef, params, prefix, questions, *, dtype="float32"):
     """Scores every choice of every question. Equal to running each row on its own, up to rounding.
 
     Args:
       prefix: Prefix of B images. questions: Questions.
+      dtype: "bfloat16" rounds the likelihood of each token, the sum over a row and its mean, as a bf16 run of the reference
+        does: scores between 1 and 2 then lie 1/128 apart, and choices tie (M D24).
 
     Returns:
       Scores.
@@ -124,7 +128,8 @@ def score_choices(graphdef, params, prefix, questions):
     grown = q.tokens.shape[1] + size
     cache = tuple(jnp.pad(x[:, q.image], ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))) for x in (prefix.keys, prefix.values))
     hidden, (keys, values, length) = model.llama.extend(_text(model, q.tokens), (*cache, start), q.length)
-    nll, answer_nll, answer_count = _sums(model, prefix.hidden[q.image, -1], hidden, q.tokens, q.length, q.is_answer)
+    before = prefix.hidden[q.image, -1]
+    nll, answer_nll, answer_count = _sums(model, before, hidden, q.tokens, q.length, q.is_answer, dtype)
 
     rows = lambda x, axis=0: jnp.repeat(x, choices, axis)  # noqa: E731  each question's cache, once per choice
     flat = lambda x: x.reshape(groups * choices, *x.shape[2:])  # noqa: E731
@@ -132,14 +137,15 @@ def score_choices(graphdef, params, prefix, questions):
     choice_hidden, _ = model.llama.extend(_text(model, flat(q.choice_tokens)), cache, flat(q.choice_length))
     last = jnp.take_along_axis(hidden, q.length[:, None, None] - 1, 1)[:, 0]
     choice_nll, choice_answer_nll, choice_count = _sums(
-        model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer)
+        model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer), dtype
     )
     by_choice = lambda x: x.reshape(groups, choices, *x.shape[1:])  # noqa: E731
-    answer = answer_nll[:, None] + by_choice(choice_answer_nll)
-    full = (prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll)
+    answer = rounded(answer_nll[:, None] + by_choice(choice_answer_nll), dtype)
+    full = rounded((prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll), dtype)
     answer_count = answer_count[:, None] + by_choice(choice_count)
     full_count = prefix.count + q.length[:, None] + q.choice_length
-    return Scores(answer / jnp.maximum(answer_count, 1), answer, full / full_count, hidden, by_choice(choice_hidden))
+    answer_mean, full_mean = (rounded(x, dtype) for x in (answer / jnp.maximum(answer_count, 1), full / full_count))
+    return Scores(answer_mean, answer, full_mean, hidden, by_choice(choice_hidden))
 
 
 @jit
@@ -163,16 +169,20 @@ def read_rows(graphdef, params, prefix, questions, scores, group, choice):
     return _read(model, hidden, length)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token"))
-def generate(graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token):
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token", "whole_rows"))
+def generate(
+    graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token, whole_rows=False
+):
     """Greedy decoding of R prompts of different lengths, then one run of the tagger over each full sequence.
 
     Args:
       image_tokens: [R, P, D]. tokens: int32[R, T] right-padded prompts. token_count: int32[R].
       image_position: int32[R], -1 for a prompt without image. end_token: id of </s>.
+      whole_rows: read out the prompt and the image too.
 
     Returns:
-      (generated int32[R, max_new_tokens], count int32[R] with </s> included, Readout at the generated positions).
+      (generated int32[R, max_new_tokens], count int32[R] with </s> included, Readout at the generated positions, or at all
+      positions of the spliced rows, where the answer follows the prompt at once).
     """
     model = bind(graphdef, params)
     rows, size = tokens.shape[0], tokens.shape[1] - 1 + image_tokens.shape[1] + max_new_tokens
@@ -182,7 +192,7 @@ def generate(graphdef, params, image_tokens, tokens, token_count, image_position
     said = greedy.decode(step, token, cache, hidden, max_new_tokens=max_new_tokens, end_token=end_token)
     length = cache[2]
     readout = read_sequence(model, hidden, said.states, length, said.count)
-    return said.generated, said.count, greedy.take_generated(readout, length, max_new_tokens)
+    return said.generated, said.count, readout if whole_rows else greedy.take_generated(readout, length, max_new_tokens)
 
 
 def prefill(model, image_tokens, tokens, token_count, image_position, keys, values):
@@ -225,22 +235,24 @@ def read_sequence(model, hidden, states, length, count):
     return _read(model, full, length + count)
 
 
-@jit
-def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_valid):
+@functools.partial(jax.jit, static_argnames=("graphdef", "use_feedback"))
+def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_valid, *, use_feedback=True):
     """Masks of the spans of R answers, each span seeing the masks of the spans before it (M 5.1).
 
     Args:
       image_embeddings: [B, g, g, W]. image: int32[R]. span_embeds: float32[R, N, W]. span_valid: bool[R, N].
+      use_feedback: False decodes every span alone, as the reference does once a checkpoint is merged (M D20).
 
     Returns:
       float32[R, N, 4g, 4g] logits, zeros for invalid slots.
     """
-    return masks_of(bind(graphdef, params), image_embeddings, image, span_embeds, span_valid)
+    return masks_of(bind(graphdef, params), image_embeddings, image, span_embeds, span_valid, use_feedback=use_feedback)
 
 
-def masks_of(model, image_embeddings, image, span_embeds, span_valid):
+def masks_of(model, image_embeddings, image, span_embeds, span_valid, *, use_feedback=True):
     """`decode_masks` of a bound model."""
-    return model.decode_masks(image_embeddings[image], span_embeds.astype(image_embeddings.dtype), span_valid)[0]
+    embeds = span_embeds.astype(image_embeddings.dtype)
+    return model.decode_masks(image_embeddings[image], embeds, span_valid, use_feedback=use_feedback)[0]
 
 
 def _text(model, tokens):
@@ -253,19 +265,19 @@ def _most_likely(model, state):
     return model.logits(state).argmax(-1).astype(jnp.int32)
 
 
-def _nll(model, hidden, targets):
-    """hidden [..., D], targets int32[...] -> float32[...] negative log-likelihood of each target."""
+def _nll(model, hidden, targets, dtype):
+    """hidden [..., D], targets int32[...] -> float32[...] negative log-likelihood of each target, rounded to `dtype`."""
     logits = model.logits(hidden)
-    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return rounded(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0], dtype)
 
 
-def _sums(model, before, hidden, tokens, length, is_answer):
+def _sums(model, before, hidden, tokens, length, is_answer, dtype):
     """Summed negative log-likelihood of one part of R rows: (of all tokens, of those of the answer, how many are these).
 
     Args:
       before: [R, D], the state that predicts the first token. hidden: [R, T, D] of `tokens` int32[R, T].
     """
-    nll = _nll(model, jnp.concatenate([before[:, None], hidden[:, :-1]], 1), tokens)
+    nll = _nll(model, jnp.concatenate([before[:, None], hidden[:, :-1]], 1), tokens, dtype)
     valid = jnp.arange(tokens.shape[1]) < length[:, None]
     said = valid & is_answer
     return jnp.where(valid, nll, 0).sum(-1), jnp.where(said, nll, 0).sum(-1), said.sum(-1)

@@ -13,9 +13,11 @@ import scipy.sparse
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
 from plum_jax import coco, overlay
+from plum_jax.base import is_base
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
-from plum_jax.evaluation.spans import decode_spans
+from plum_jax.evaluation.spans import decode_spans, named_spans
+from plum_jax.switches import check_switches, switch
 
 BATCH_SIZE = 8
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this: few compiled shapes
@@ -91,6 +93,7 @@ class Context:
     model: "Model"
     offsets: list  # [(start, end)] characters of each generated token
     text: str
+    first: int  # where the generated tokens begin in the three that follow
     tagged: list  # [(start, end)] token ranges
     features: np.ndarray  # float32[n, W]
     confidence: np.ndarray  # float32[n]
@@ -98,7 +101,7 @@ class Context:
     index: int
 
     def span(self, char_start, char_end):
-        tokens = [t for t, (a, b) in enumerate(self.offsets) if a < char_end and b > char_start]
+        tokens = [t for t, (a, b) in enumerate(self.offsets, self.first) if a < char_end and b > char_start]
         if not tokens:
             raise UserError(f"range {char_start}:{char_end} of the answer {self.text!r} covers no token; give a longer one")
         wanted = tokens[0], tokens[-1] + 1
@@ -135,6 +138,7 @@ class Model:
 
     def __init__(self, loaded, *, calibrate=True, programs=None):
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        check_switches(self.config)
         self.path, self.sha256 = loaded.path, loaded.sha256
         self.programs = _live_programs(loaded) if programs is None else programs
         self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
@@ -151,8 +155,8 @@ class Model:
 
     @property
     def run_folder(self):
-        """The folder that holds checkpoints/<step> and, beside it, calibration.json."""
-        return Path(self.path).parent.parent
+        """Where calibration.json lies: beside checkpoints/<step>, or among base weights."""
+        return Path(self.path) if is_base(self.path) else Path(self.path).parent.parent
 
     @property
     def calibrated(self):
@@ -191,19 +195,23 @@ class Model:
         encoded = self.encode_images(images, rows)
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
+        whole = switch(self.config.eval, "eval.span_scope") == "all"
         generated, count, readout = jax.device_get(self.programs.generate(
-            encoded.tokens, tokens, counts, position, max_new_tokens=int(limit), end_token=self.end_token
+            encoded.tokens, tokens, counts, position, max_new_tokens=int(limit), end_token=self.end_token, whole_rows=whole
         ))  # fmt: skip
+        first = counts + encoded.tokens.shape[1] - 1 if whole else np.zeros_like(counts)  # of the generated tokens
+        end = first + count
         said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
-        tagged = [self._tagged(readout.labels[i, : count[i]], offsets) for i, (_, offsets) in enumerate(said)]
+        labels = [readout.labels[i, : end[i]] for i in range(len(images))]
+        tagged = [decode_spans(x) if whole else named_spans(x, o) for x, (_, o) in zip(labels, said, strict=True)]
         embeds = [pool(readout.features[i], ranges) for i, ranges in enumerate(tagged)]
         low_res = self.decode(encoded, range(len(images)), embeds, rows)
         answers = []
         for i, (text, offsets) in enumerate(said):
-            confidence, features = readout.confidence[i, : count[i]], readout.features[i, : count[i]]
-            context = Context(self, offsets, text, tagged[i], features, confidence, encoded, i)
+            confidence, features = readout.confidence[i, : end[i]], readout.features[i, : end[i]]
+            context = Context(self, offsets, text, int(first[i]), tagged[i], features, confidence, encoded, i)
             spans = [
-                self.span(text, (offsets[a][0], offsets[b - 1][1]), low, float(confidence[a:b].mean()), encoded, i)
+                self.span(text, characters(a - first[i], b - first[i], offsets), low, float(confidence[a:b].mean()), encoded, i)
                 for (a, b), low in zip(tagged[i], low_res[i], strict=True)
             ]
             answers.append(Answer(text, spans, images[i], prompts[i], context))
@@ -212,15 +220,12 @@ class Model:
     def encode_prompt(self, prompt, name="prompt"):
         """Text -> conversation.Encoded with the image before it, open for the answer. UserError as of `check_prompt`."""
         check_prompt(prompt, name)
-        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template)
+        flavour = switch(self.config.data, "data.tokenizer_flavour")
+        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template, flavour=flavour)
         most = LONGEST_PROMPT * self.config.data.max_tokens
         if len(text.tokens) > most:
             raise UserError(f"{name} {prompt[:20]!r}...: has {len(text.tokens)} tokens, of at most {most}; shorten it")
         return text
-
-    def _tagged(self, labels, offsets):
-        """Token ranges of the tagged phrases; a range without a visible character (</s> alone) is not one."""
-        return [(a, b) for a, b in decode_spans(labels) if offsets[b - 1][1] > offsets[a][0]]
 
     def encode_images(self, images, rows):
         """uint8[H, W, 3] arrays -> EncodedImages of `rows` images, padded with black ones."""
@@ -289,7 +294,7 @@ def _live_programs(loaded):
 
 
 def load(checkpoint="tiny", **options):
-    """A run folder, or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such checkpoint."""
+    """A run folder, base weights or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such one."""
     from plum_jax.checkpoint import load_model
 
     return Model(load_model(checkpoint), **options)
@@ -329,6 +334,11 @@ def pad_rows(rows, count, bucket):
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded, np.array([len(row) for row in rows], np.int32)
+
+
+def characters(start, end, offsets):
+    """Range of generated tokens -> characters of the answer; none, (0, 0), where it starts before the answer."""
+    return (offsets[start][0], offsets[end - 1][1]) if start >= 0 else (0, 0)
 
 
 def pool(features, ranges):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from plum_jax import __version__, cli, config_io, console
 from plum_jax.errors import UserError
+from plum_jax.evaluate import add_checkpoint_flags, check_random, eval_config
 from plum_jax.run_record import RunRecord, write_json, write_text
 
 FORMATS = ("coco", "overlay")
@@ -26,7 +27,7 @@ def main(argv=None):
     """Entry point of `plum predict`."""
     parser = cli.Parser(prog="plum predict", description="Answer a prompt about images and mask what is named.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder (searched recursively) or glob")
-    parser.add_argument("--checkpoint", default="tiny", help="a run folder, or the word tiny (default)")
+    add_checkpoint_flags(parser, default="tiny")
     parser.add_argument("--prompt", required=True, help="the question, the same for every image")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--format", default="coco,overlay", help="coco, overlay or both (default)")
@@ -58,13 +59,13 @@ def load(args, overrides):
     """Model for the arguments, with the header printed. UserError for a prompt, checkpoint or override that cannot be used."""
     from plum_jax.cache import enable_compilation_cache
     from plum_jax.checkpoint import load_model
-    from plum_jax.evaluate import eval_config
     from plum_jax.inference import Model, check_prompt
 
     check_prompt(args.prompt, "--prompt")
     enable_compilation_cache()
     console.header("predict", args.out)
-    loaded = load_model(args.checkpoint)
+    loaded = load_model(args.checkpoint, base=args.base)
+    check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, None, overrides))
     model = Model(loaded)
     model.encode_prompt(args.prompt, "--prompt")

@@ -111,13 +111,13 @@ class ExportedPrograms:
         """programs: {name: jax.export.Exported}. params: nested dictionary of all parameters."""
         self.exported, self.params = programs, params
         self._encode, self._decode = jax.jit(self._encode_images), jax.jit(functools.partial(self._run, "decode_masks"))
-        self._generate = jax.jit(self._answer, static_argnames=("max_new_tokens", "end_token"))
+        self._generate = jax.jit(self._answer, static_argnames=("max_new_tokens", "end_token", "whole_rows"))
 
     def encode_images(self, clip_pixels, sam_pixels, resized_hw):
         return self._encode(self.params, clip_pixels, sam_pixels, resized_hw)
 
-    def generate(self, image_tokens, tokens, token_count, image_position, **limits):
-        return self._generate(self.params, image_tokens, tokens, token_count, image_position, **limits)
+    def generate(self, image_tokens, tokens, token_count, image_position, **options):
+        return self._generate(self.params, image_tokens, tokens, token_count, image_position, **options)
 
     def decode_masks(self, image_embeddings, image, span_embeds, span_valid):
         return self._decode(
@@ -135,7 +135,9 @@ class ExportedPrograms:
         embeddings = self._run("encode_sam", params, sam_pixels=sam_pixels, resized_hw=resized_hw)["image_embeddings"]
         return tokens, embeddings
 
-    def _answer(self, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token):
+    def _answer(
+        self, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token, whole_rows=False
+    ):
         """`generate.generate` with the prefill, the step and the reading replaced by their programs."""
         prefill = jax.tree.unflatten(self.exported["prefill"].in_tree, self.exported["prefill"].in_avals)[0][1]
         layers, _, _, heads, head = prefill["keys"].shape
@@ -154,4 +156,5 @@ class ExportedPrograms:
         cache, length = (start["keys"], start["values"], start["length"]), start["length"]
         said = greedy.decode(step, start["token"], cache, start["hidden"], max_new_tokens=max_new_tokens, end_token=end_token)
         read = self._run("read_sequence", params, hidden=start["hidden"], states=said.states, length=length, count=said.count)
-        return said.generated, said.count, greedy.take_generated(greedy.Readout(**read), length, max_new_tokens)
+        readout = greedy.Readout(**read)
+        return said.generated, said.count, readout if whole_rows else greedy.take_generated(readout, length, max_new_tokens)

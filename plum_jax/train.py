@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 from plum_jax import cli, console
-from plum_jax.config_io import add_config_flag, load_config, parse_args
+from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord
 
@@ -27,12 +27,13 @@ def main(argv):
     add_config_flag(parser)
     parser.add_argument("--workdir", required=True, help="run folder; one that holds checkpoints of the same config is resumed")
     args, overrides = parse_args(parser, argv)
-    config = load_config(args.config, overrides)
 
     from plum_jax.cache import enable_compilation_cache
+    from plum_jax.initial import resolve_config
 
     start_processes()
     enable_compilation_cache()
+    config = resolve_config(args.config, overrides)
     result = train(config, args.workdir)
     if result.preempted:
         return 0
@@ -78,8 +79,8 @@ def train(config, workdir):
     import jax
 
     from data_pipelines.partonomy.source import PartonomySource
-    from data_pipelines.tokenizer import load_tokenizer
     from plum_jax import checkpoint
+    from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
 
@@ -87,7 +88,7 @@ def train(config, workdir):
     check_settings(config)
     mesh = make_mesh(config.mesh)
     check_split(config, mesh)
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer_of(config)
     check_vocabulary(config, tokenizer)
     source = PartonomySource(config.data.folder, config.data.train_split, config, tokenizer)
     first = jax.process_index() == 0
@@ -157,6 +158,7 @@ def _plan(config, mesh, part_words):
     from plum_jax.params import count, partition
     from plum_jax.settings import check_gradients
     from plum_jax.sharding import tree_sharding
+    from plum_jax.switches import switch
     from plum_jax.train_step import init_state, make_train_step
 
     graphdef, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
@@ -171,7 +173,8 @@ def _plan(config, mesh, part_words):
     length = max(map(len, part_words))
     part_tokens = np.array([ids + [-1] * (length - len(ids)) for ids in part_words], np.int32)
     loss_fn, totals = make_loss(graphdef, config, part_tokens)
-    step_fn = make_train_step(loss_fn, totals, tx, sharding)
+    accumulate_dtype = switch(config.optim, "optim.accumulate_dtype")
+    step_fn = make_train_step(loss_fn, totals, tx, sharding, accumulate_dtype=accumulate_dtype)
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps)))
     return _Plan(abstract, shapes, sharding, init, step_fn, rates, count(abstract), count(trainable))
 
@@ -179,23 +182,29 @@ def _plan(config, mesh, part_words):
 def _state(plan, config, mesh, checkpointer):
     """-> (TrainState on the mesh, frozen parameters, step): the newest checkpoint's, or step 0 from the seed."""
     import jax
-    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
 
     from plum_jax import checkpoint
-    from plum_jax.params import cast, partition
+    from plum_jax.base import PARTS
+    from plum_jax.initial import check_loaded, load_initial, open_base_of, random_parts
+    from plum_jax.params import partition
     from plum_jax.sharding import tree_sharding
     from plum_jax.train_step import TrainState
 
     restored, start = checkpoint.restore(checkpointer, plan.shapes, plan.sharding, config)
-    trainable, frozen = partition(plan.abstract, config.trainable)
-    if restored is None or frozen:
-        params = checkpoint.init_params(config, tree_sharding(plan.abstract, mesh))
-        trainable, frozen = partition(params, config.trainable)
-        if config.model.dtype == "bfloat16":
-            frozen = cast(frozen, jnp.bfloat16)
-    if restored is None:
-        return jax.jit(plan.init, out_shardings=plan.sharding)(trainable), frozen, 0
-    return TrainState(**restored), frozen, start
+    shardings = tree_sharding(plan.abstract, mesh)
+    _, frozen = partition(plan.abstract, config.trainable)
+    if restored is not None:
+        frozen = load_initial(config, shardings, paths=flatten_dict(frozen, sep="/")) if frozen else frozen
+        return TrainState(**restored), frozen, start
+    params = load_initial(config, shardings)
+    base = open_base_of(config)
+    if base is not None:
+        check_loaded(base, params)
+        for part in random_parts(config):
+            say(f"  {PARTS[part]} starts random")
+    trainable, frozen = partition(params, config.trainable)
+    return jax.jit(plan.init, out_shardings=plan.sharding)(trainable), frozen, 0
 
 
 class _Run(NamedTuple):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from model_fixtures import PARTS, micro, random_batch, small_config, small_model
 
@@ -89,6 +90,7 @@ def test_gradients_reach_every_part_that_learns(training):
     dead = {jax.tree_util.keystr(path, simple=True, separator="/") for path, m in jax.tree_util.tree_leaves_with_path(moments)
             if not np.any(m)}  # fmt: skip
     unused = {f"prompt_encoder/{name}" for name in ("gaussian_matrix", "point_embeddings", "not_a_point_embed")}
+    unused |= {"feedback/film3/kernel", "feedback/film3/bias"}  # of a convolution that the reference does not modulate
     cancels = {"feedback/k_proj/bias"}  # the same for all masks of a location, hence nothing in its softmax
     assert {path for path in dead if not path.startswith("mask_decoder/iou_head")} == unused | cancels
     assert any(path.startswith("mask_decoder/iou_head") for path in dead)
@@ -101,3 +103,15 @@ def test_sum_over_is_the_sum():
     assert got[1] == 6
     one = jax.tree.map(lambda x: x[:1], items)
     np.testing.assert_array_equal(sum_over(lambda item: item["a"], one), items["a"][0])
+
+
+@pytest.mark.parametrize("dtype, want", [("float32", 263.0), ("bfloat16", 256.0)])
+def test_gradients_can_be_summed_in_bfloat16(dtype, want):
+    """Seven micro-batches of gradient 1 after one of 256, whose neighbours in bfloat16 are 2 apart, are lost (M D14)."""
+    loss_fn = lambda params, frozen, batch, totals, key: ((params["w"] * batch).sum(), {"loss": (batch.sum(), 1.0)})  # noqa: E731
+    tx = optax.sgd(1.0)
+    step = make_train_step(loss_fn, lambda batches: {}, tx, accumulate_dtype=dtype)
+    state, sums = step(init_state({"w": jnp.zeros(1)}, tx), {}, jnp.array([[256.0]] + [[1.0]] * 7), KEY)
+    assert state.params["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(state.params["w"], [-want])
+    assert sums["loss"][0] == 263  # metrics are summed in float32 always

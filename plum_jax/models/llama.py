@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plum_jax.models.layers import Linear, RMSNorm, attention, make_stack, merge_heads, run_stack, split_heads, to_int8
+from plum_jax.precision import rounded
 
 NORMAL = jax.nn.initializers.normal(0.02)  # HF's initializer_range for embeddings and head
 
@@ -132,9 +133,15 @@ class Llama(nnx.Module):
         x = run_stack(self.layers, embeds, lengths, positions, adapter, keys=keys, policy=policy, remat=remat)
         return self.norm(x)
 
-    def logits(self, hidden):
-        """[..., D] -> float32[..., padded vocabulary], the padding at -1e9."""
-        logits = self.lm_head(hidden).astype(jnp.float32)
+    def logits(self, hidden, dtype="float32"):
+        """[..., D] -> float32[..., padded vocabulary], the padding at -1e9.
+
+        dtype: "float32" multiplies in float32 whatever the activations are; "bfloat16" multiplies in their dtype and rounds,
+        which is all that the reference's runs keep of a logit (M D38).
+        """
+        if dtype == "float32":
+            hidden = hidden.astype(jnp.float32)
+        logits = rounded(self.lm_head(hidden).astype(jnp.float32), dtype)
         if self.config.padded_vocab == self.config.vocab_size:
             return logits
         return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, -1e9)

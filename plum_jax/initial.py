@@ -1,0 +1,143 @@
+"""Where a run starts: parameters from the base weights that its config names, everything else from its seed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from plum_jax import base as base_weights
+from plum_jax import selfcheck
+from plum_jax.config_io import apply_override, flatten, load_config
+from plum_jax.errors import UserError
+from plum_jax.models import plum
+from plum_jax.params import partition
+
+ADAPTERS = ("llama.lora_rank", "llama.lora_alpha")
+OF_THE_RUN = ("dtype", "logits_dtype", "decoder.pe_dtype", "remat", "llama.lora_dropout", "tagger.dropout", *ADAPTERS)
+
+
+def resolve_config(spec, overrides):
+    """Config file and overrides -> config. With `base` set, the model's sizes, template and tokenizer are those of the base.
+
+    Overrides come last, so that `--config.base=DIR --config.model.feedback=false` does what it says.
+    """
+    first = [item for item in overrides if item.startswith("base=")]
+    config = load_config(spec, first)
+    if config.get("base"):
+        adopt(config, base_weights.open_base(config.base))
+    for item in overrides:
+        if item not in first:
+            apply_override(config, item)
+    return config
+
+
+def adopt(config, base):
+    """Takes from a base what describes its weights; what a run may choose (OF_THE_RUN) stays as the config has it."""
+    model = base.config.model.copy_and_resolve_references()
+    mine = flatten(config.model)
+    for key in OF_THE_RUN:
+        if key in mine and not (model.llama.lora_rank and key in ADAPTERS):
+            part, _, name = key.rpartition(".")
+            (model[part] if part else model)[name] = mine[key]
+    config.model = model
+    config.base, config.sha256_of_base = str(base.folder), base.sha256
+    config.data.template, config.data.clip_view = base.config.data.template, base.config.data.clip_view
+
+
+def tokenizer_of(config):
+    """The tokenizer that a config names, or that of its base. UserError when there is neither."""
+    from data_pipelines.tokenizer import load_tokenizer
+
+    if not config.tokenizer and not config.get("base"):
+        raise UserError(
+            "config.tokenizer: is empty; give a tokenizer folder, the word tiny, or base weights: --config.base=DIR"
+        )
+    return load_tokenizer(config.tokenizer or f"{config.base}/tokenizer")
+
+
+def open_base_of(config):
+    """Base of a config, None without one. UserError when the folder holds other weights than the run started from."""
+    if not config.get("base"):
+        return None
+    base = base_weights.open_base(config.base)
+    wanted = config.get("sha256_of_base")
+    if wanted and wanted != base.sha256:
+        raise UserError(f"{base.folder}: holds other base weights than this run started from; put those back")
+    return base
+
+
+def load_initial(config, shardings, *, paths=None):
+    """Parameters at step 0.
+
+    Trainable parameters are float32. Frozen ones keep the type in which the base stores them; without a base they have
+    that of the activations.
+
+    Args:
+      config: the whole config.
+      shardings: nested dictionary of shardings for all parameters.
+      paths: only these ("llama/embed", ...); None for all.
+
+    Returns:
+      Nested dictionary of jax.Arrays.
+
+    Raises:
+      UserError: the base is missing, damaged, or of other sizes.
+    """
+    base = open_base_of(config)
+    _, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
+    trainable = flatten_dict(partition(abstract, config.trainable)[0], sep="/")
+    flat, places = flatten_dict(abstract, sep="/"), flatten_dict(shardings, sep="/")
+    wanted = {}
+    for path in flat if paths is None else paths:
+        dtype = jnp.dtype(jnp.float32 if path in trainable else _frozen_dtype(path, config, base))
+        wanted[path] = jax.ShapeDtypeStruct(flat[path].shape, dtype, sharding=places[path])
+    stored = {p: x for p, x in wanted.items() if base is not None and p in base.about["parameters"]}
+    found = base_weights.load_parameters(base, stored) if stored else {}
+    found.update(_random(config, {p: x for p, x in wanted.items() if p not in stored}))
+    return unflatten_dict(found, sep="/")
+
+
+def _frozen_dtype(path, config, base):
+    if base is not None and path in base.about["parameters"]:
+        return base.about["parameters"][path]["dtype"]
+    return config.model.dtype
+
+
+def _random(config, wanted):
+    """{path: ShapeDtypeStruct} -> {path: array} from the seed. Only what is asked for is computed: XLA drops the rest."""
+    if not wanted:
+        return {}
+    model = plum.PlumConfig.from_dict(config.model)
+
+    def draw():
+        flat = flatten_dict(plum.init_params(model, config.seed), sep="/")
+        return {path: flat[path].astype(x.dtype) for path, x in wanted.items()}
+
+    return jax.jit(draw, out_shardings={path: x.sharding for path, x in wanted.items()})()
+
+
+def random_parts(config):
+    """Parts that a model of this config has from the seed alone, though it has a base: [] when nothing is missing."""
+    base = open_base_of(config)
+    if base is None:
+        return []
+    part_of = {path.partition("/")[0] for path in flatten_dict(plum.build(plum.PlumConfig.from_dict(config.model))[1], sep="/")}
+    return [part for part in base.missing if part in part_of]
+
+
+def check_loaded(base, params):
+    """Compares a few outputs of loaded base weights with those that were stored with them; about a second.
+
+    Args:
+      base: Base. params: nested dictionary with (at least) the parameters of the base.
+
+    Raises:
+      UserError: they differ.
+    """
+    config, flat = plum.PlumConfig.from_dict(base.config.model), flatten_dict(params, sep="/")
+    with np.load(base.folder / "check.npz") as file:
+        stored = dict(file)
+    found = selfcheck.outputs(
+        config, base.missing, {path: flat[path] for path in selfcheck.parameters(config, base.missing)}, chosen=False
+    )
+    selfcheck.compare(found, stored, base.folder)
