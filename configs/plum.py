@@ -21,6 +21,7 @@ def model_config(size):
             # Two tokens are added to Llama's 32000. epsilon is 1e-5 in the 13B base; a 7B base may say 1e-6: read its config.
             vocab_size=32002, **LLAMA[size], rope_theta=10000.0, epsilon=1e-5,
             lora_rank=8, lora_alpha=16.0, lora_dropout=0.05,
+            int8=False,  # True quantises frozen weights: config.trainable must then name neither kernels nor the token table
         ),
         clip=dict(image_size=224, patch=14, width=1024, depth=23, heads=16, mlp=4096, epsilon=1e-5),  # 23 of 24 layers run
         sam=dict(

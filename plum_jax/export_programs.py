@@ -86,9 +86,9 @@ def programs(config, use_feedback):
         "prefill": Program(prefill, ("llama",), prompts),
         "decode_step": Program(decode_step, ("llama",), step),
         "read_sequence": Program(read_sequence, ("span_tagger", "span_projector"), sequence),
-        "decode_masks": Program(
-            decode_masks if use_feedback else decode_masks_alone, ("prompt_encoder", "mask_decoder", "feedback"), spans
-        ),
+        "decode_masks": Program(decode_masks, ("prompt_encoder", "mask_decoder", "feedback"), spans)
+        if use_feedback
+        else Program(decode_masks_alone, ("prompt_encoder", "mask_decoder"), spans),
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plum_jax import cli, console
 from plum_jax.errors import UserError
+from plum_jax.evaluate import add_checkpoint_flags, check_random
 from plum_jax.manifest import CALIBRATION, FORMAT, MANIFEST, PARAMETERS, TOKENIZER, files_of
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json
 
@@ -20,7 +21,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv=None):
     """Entry point of `plum export`."""
     parser = cli.Parser(prog="plum export", description="Write a checkpoint as programs and parameters for serving.")
-    parser.add_argument("--checkpoint", default="tiny", help="a run folder, or the word tiny (default)")
+    add_checkpoint_flags(parser, default="tiny")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--int8", action="store_true", help="language model in int8, see docs/serving.md")
     parser.add_argument("--max-new-tokens", type=int, default=None, metavar="N", help="of an answer, unless a call says other")
@@ -34,11 +35,13 @@ def main(argv=None):
 
     from plum_jax.checkpoint import load_model
     from plum_jax.evaluation import calibration
+    from plum_jax.inference import run_folder
     from plum_jax.quantize import quantize_model
 
     console.header("export", args.out)
-    loaded = load_model(args.checkpoint)
-    curve = calibration.load(calibration.place_of(loaded.path), loaded.sha256) if loaded.path else None
+    loaded = load_model(args.checkpoint, base=args.base)
+    check_random(loaded, args.allow_random)
+    curve = calibration.load(calibration.place_of(loaded.path), loaded.sha256)
     loaded = quantize_model(loaded) if args.int8 else loaded
     if args.max_new_tokens is not None:
         loaded.config.eval.max_new_tokens = args.max_new_tokens
@@ -128,7 +131,7 @@ def make_manifest(loaded, platforms, described):
         "max_new_tokens": int(config.eval.max_new_tokens),
         "int8": bool(config.model.llama.get("int8", False)),
         "config": json.loads(config.to_json_best_effort()),
-        "checkpoint": {"path": loaded.path, "sha256": loaded.sha256, "step": loaded.step},
+        "checkpoint": {"sha256": loaded.sha256, "step": loaded.step},
         "versions": versions(),
     }
 

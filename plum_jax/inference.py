@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.sparse
 
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
@@ -15,6 +14,7 @@ from plum_jax import coco, overlay
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.spans import decode_spans, named_spans
+from plum_jax.resize_numpy import original_logits
 from plum_jax.switches import check_switches, switch
 
 BATCH_SIZE = 8
@@ -298,6 +298,13 @@ def load(checkpoint="tiny", **options):
     return Model(load_model(checkpoint), **options)
 
 
+def run_folder(path):
+    """Path of a LoadedModel -> the folder of its calibration.json: that of the run, or the base weights themselves."""
+    from plum_jax.base import is_base
+
+    return Path(path) if is_base(path) else Path(path).parent.parent
+
+
 def check_prompt(prompt, name="prompt"):
     """UserError when a prompt is blank, is not valid Unicode or has words that are reserved; `name` is for the message."""
     if not prompt.strip():
@@ -364,35 +371,3 @@ def token_offsets(tokenizer, tokens):
         offsets.append((start, end))
         start = end
     return text, offsets
-
-
-def original_logits(low_res, resized_hw, original_hw, image_size):
-    """NumPy twin of `resize.to_original` for one mask and any size: nothing is compiled per size, no canvas bounds it.
-
-    The two resize matrices are sparse (bilinear: a few entries in a row), which makes this cheap for large photographs too.
-
-    Args:
-      low_res: float32[h, w] mask logits of the padded square. resized_hw, original_hw: (h, w) of the image in it and of the
-        original. image_size: side of the square in pixels.
-
-    Returns:
-      float32[H, W].
-    """
-    rows = _axis_matrix(int(original_hw[0]), int(resized_hw[0]), low_res.shape[0], image_size)
-    columns = _axis_matrix(int(original_hw[1]), int(resized_hw[1]), low_res.shape[1], image_size)
-    return (columns @ (rows @ low_res).T).T
-
-
-@functools.lru_cache(maxsize=128)
-def _axis_matrix(original, resized, low, image_size):
-    """Sparse float32[original, low]: low -> image_size, crop to `resized`, -> original (M 4.4)."""
-    return (_resize_matrix(original, resized) @ _resize_matrix(image_size, low)[:resized]).astype(np.float32)
-
-
-def _resize_matrix(out_size, in_size):
-    """Sparse float64[out_size, in_size]: bilinear, half-pixel centres, no antialias."""
-    centre = np.clip((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0, in_size - 1)
-    low = np.floor(centre).astype(int)
-    entries = np.stack([1 - (centre - low), centre - low]).ravel()
-    columns = np.stack([low, np.minimum(low + 1, in_size - 1)]).ravel()
-    return scipy.sparse.csr_array((entries, (np.tile(np.arange(out_size), 2), columns)), shape=(out_size, in_size))

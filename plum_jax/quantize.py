@@ -26,11 +26,14 @@ def quantize(params):
     """
     flat = {}
     for path, x in flatten_dict(params, sep="/").items():
-        if path == TABLE or re.search(KERNEL, path):
-            flat[path], flat[f"{path}_scale"] = _to_int8(x, axis=-1 if path == TABLE else -2)
-        else:
-            flat[path] = x
+        flat.update(quantize_weight(path, x) if path == TABLE or re.search(KERNEL, path) else {path: x})
     return unflatten_dict(flat, sep="/")
+
+
+def quantize_weight(path, weight):
+    """One float weight -> {its path: int8, the path of its scale: float32}, laid out as the weight is."""
+    values, scale = _to_int8(weight, axis=-1 if path == TABLE else -2)
+    return {path: values, f"{path}_scale": scale}
 
 
 def quantize_model(loaded):

@@ -115,3 +115,35 @@ def test_sizes_that_are_not_those_of_the_base_are_refused(bases, tmp_path, capsy
     assert cli.run(train.main, flags(base, data, tmp_path / "run", "model.llama.mlp=32"), name="train") == 2
     assert "has shape (2, 24, 16), the config wants (2, 32, 16)" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.fixture
+def int8_config(tmp_path):
+    """--config of a user who wants int8 base weights."""
+    file = tmp_path / "int8.py"
+    file.write_text(
+        "from configs.tiny import get_config as tiny\n\n\ndef get_config(arg=''):\n"
+        "    config = tiny(arg)\n    config.model.llama.int8 = True\n    return config\n"
+    )
+    return f"--config={file}"
+
+
+def test_adapters_train_on_base_weights_in_int8(bases, int8_config, tmp_path, quick_compilation):
+    want, base, data = bases
+    arguments = [int8_config, *flags(base, data, tmp_path / "run")[1:], r"--config.trainable=lora_|^span_(tagger|projector)/"]
+    assert cli.run(train.main, arguments, name="train") == 0
+    loaded = checkpoint.load_model(tmp_path / "run")
+    got = flatten_dict(loaded.params, sep="/")
+    for path in ("llama/layers/up_proj/kernel", "llama/lm_head/kernel", "llama/embed"):
+        values, scale = np.asarray(got[path]), np.asarray(got[f"{path}_scale"])
+        step = scale[..., None] if path == "llama/embed" else scale[..., None, :]
+        assert values.dtype == np.int8 and scale.dtype == np.float32
+        assert (np.abs(values * step - np.asarray(want[path], np.float32)) <= 0.501 * step).all(), path
+    assert np.abs(np.asarray(got["llama/layers/q_proj/lora_b"])).max() > 0
+
+
+def test_int8_weights_that_would_be_trained_are_refused(bases, int8_config, tmp_path, capsys):
+    _, base, data = bases
+    assert cli.run(train.main, [int8_config, *flags(base, data, tmp_path / "run")[1:]], name="train") == 2
+    assert "matches llama/embed, which is int8 and has no gradient" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -26,6 +26,7 @@ from plum_jax.cache import enable_compilation_cache
 from plum_jax.checkpoint import initial_model, load_model
 from plum_jax.evaluate import evaluate_folder, questions_of
 from plum_jax.inference import Model, pad_rows
+from plum_jax.initial import resolve_config
 from plum_jax.models.plum import bind, take_positions
 from plum_jax.quantize import count_bytes, quantize_model
 
@@ -164,7 +165,7 @@ def main(argv):
     parser.add_argument("--json", help="also write the JSON object to this file")
     args, overrides = config_io.parse_args(parser, argv)
     enable_compilation_cache()
-    loaded = initial_model(config_io.load_config(args.config, overrides)) if args.config else load_model(args.checkpoint)
+    loaded = initial_model(resolve_config(args.config, overrides)) if args.config else load_model(args.checkpoint)
     with tempfile.TemporaryDirectory() as rendered:
         if args.data is None:
             make_dataset(Path(rendered) / "data", Arguments(0, ((args.split, args.max_images),)), workers=os.cpu_count() or 1)
