@@ -35,7 +35,6 @@ def main(argv=None):
 
     from plum_jax.checkpoint import load_model
     from plum_jax.evaluation import calibration
-    from plum_jax.inference import run_folder
     from plum_jax.quantize import quantize_model
 
     console.header("export", args.out)

@@ -298,13 +298,6 @@ def load(checkpoint="tiny", **options):
     return Model(load_model(checkpoint), **options)
 
 
-def run_folder(path):
-    """Path of a LoadedModel -> the folder of its calibration.json: that of the run, or the base weights themselves."""
-    from plum_jax.base import is_base
-
-    return Path(path) if is_base(path) else Path(path).parent.parent
-
-
 def check_prompt(prompt, name="prompt"):
     """UserError when a prompt is blank, is not valid Unicode or has words that are reserved; `name` is for the message."""
     if not prompt.strip():

@@ -178,10 +178,10 @@ def test_dropout_needs_a_key_and_depends_on_it(model, tokens):
 
 
 def test_logits_keep_or_round_their_digits(model):
-    """From bf16 states: a float32 product, or the rounded one of a bf16 run (M D38)."""
+    """From bf16 states and weights: the sums as they are, or rounded as in a bf16 run (M D38)."""
     hidden = jax.random.normal(jax.random.key(4), (3, CONFIG.width)).astype(jnp.bfloat16)
     model = nnx.merge(*model)
-    kernel = np.asarray(model.lm_head.kernel[...], np.float64)[:, : CONFIG.vocab_size]
+    kernel = np.asarray(model.lm_head.kernel[...].astype(jnp.bfloat16), np.float64)[:, : CONFIG.vocab_size]
     exact = np.asarray(hidden, np.float64) @ kernel
     with jax.default_matmul_precision("highest"):
         kept, low = (model.logits(hidden, dtype)[:, : CONFIG.vocab_size] for dtype in ("float32", "bfloat16"))
