@@ -41,7 +41,7 @@ def main(argv=None):
     console.header("export", args.out)
     loaded = load_model(args.checkpoint, base=args.base)
     check_random(loaded, args.allow_random)
-    curve = calibration.load(run_folder(loaded.path), loaded.sha256)
+    curve = calibration.load(calibration.place_of(loaded.path), loaded.sha256)
     loaded = quantize_model(loaded) if args.int8 else loaded
     if args.max_new_tokens is not None:
         loaded.config.eval.max_new_tokens = args.max_new_tokens

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -154,8 +153,8 @@ class Model:
 
     @property
     def run_folder(self):
-        """Where calibration.json lies: beside checkpoints/<step>, or among base weights."""
-        return run_folder(self.path)
+        """Where calibration.json lies."""
+        return calibration.place_of(self.path)
 
     @property
     def calibrated(self):

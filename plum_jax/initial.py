@@ -175,7 +175,7 @@ def check_loaded(base, params):
 
 def _chosen_layers(base, config, flat, path):
     """The layers of a parameter that the check reads; weights that are int8 here come from the file, where they are exact."""
-    layers = selfcheck.slices(config, path)
+    layers = selfcheck.layers_of(config, path)
     if flat[path].dtype != jnp.int8:
         return flat[path] if layers is None else flat[path][np.array(layers)]
     keys = [(path, layer) for layer in (layers or [None])]

@@ -3,8 +3,8 @@
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from model_fixtures import small_config
@@ -12,6 +12,7 @@ from model_fixtures import small_config
 from configs.common import faithful
 from plum_jax.config_io import config_from_json, config_json, flatten, load_config
 from plum_jax.errors import UserError
+from plum_jax.initial import adopt
 from plum_jax.models.plum import PlumConfig, build
 from plum_jax.params import count, partition
 from plum_jax.settings import check_settings
@@ -164,4 +165,16 @@ def test_unknown_values_are_one_sentence(name):
 def test_settings_that_cannot_work(override, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_settings(load_config("tiny", ["data.folder=data", override]))
-    assert np.isfinite(load_config("tiny").optim.clip_norm)
+
+
+@pytest.mark.parametrize("reference, dtype", [(0, "float32"), (1, "bfloat16")])
+def test_a_base_gives_sizes_and_the_run_keeps_its_switches(reference, dtype):
+    """What the weights are comes from the base, what is done with them from the config of the run."""
+    config, base = load_config(f"plum:reference={reference}"), load_config("plum:size=13b")
+    base.model.llama.epsilon = 1e-6
+    del base.model.logits_dtype  # a base from before there was such a switch
+    adopt(config, SimpleNamespace(config=base, folder=Path("base"), sha256="0"))
+    assert (config.model.llama.width, config.model.llama.epsilon) == (5120, 1e-6)
+    assert (config.model.logits_dtype, config.model.decoder.pe_dtype) == (dtype, dtype)
+    assert config.data.span_pairing == ("rank" if reference else "name")
+    PlumConfig.from_dict(config.model)

@@ -256,7 +256,7 @@ def test_losses_without_weight_are_not_computed(batch):
 
 
 def test_unknown_variants_are_user_errors():
-    for field, value in (("shape", "focal"), ("tag_positions", "answer"), ("average", "epoch"), ("tversky_clamp", "no")):
+    for field, value in (("shape", "focal"), ("tag_positions", "answer"), ("average", "epoch")):
         config = small_config()
         config.loss[field] = value
         with pytest.raises(UserError, match=f"config.loss.{field}: '{value}'"):

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_fixtures import PARTS, micro, random_batch, small_config, small_model
+from model_fixtures import PARTS, micro, random_batch, random_params, small_config, small_model
 
+from configs.common import faithful
+from plum_jax.models.plum import PlumConfig, build
 from plum_jax.objective import make_loss
 from plum_jax.optim import make_optimizer
 from plum_jax.params import merge, partition
@@ -115,3 +117,28 @@ def test_gradients_can_be_summed_in_bfloat16(dtype, want):
     assert state.params["w"].dtype == jnp.float32
     np.testing.assert_array_equal(state.params["w"], [-want])
     assert sums["loss"][0] == 263  # metrics are summed in float32 always
+
+
+@pytest.mark.slow
+def test_a_step_with_every_switch_of_the_reference():
+    """Fine-tuning as it ran: bf16, ten micro-batches; the first update has the full rate, the second none (M 7.5)."""
+    config = small_config(feedback=False)  # the loop is a third of the compilation, and no switch of training touches it
+    config.loss.reference = 0.1
+    config.optim.warmup_steps = 100
+    config.eval = {}
+    faithful(config, "ft")
+    graphdef, shapes = build(PlumConfig.from_dict(config.model))
+    tx, _ = make_optimizer(config.optim, 500)
+    loss_fn, count = make_loss(graphdef, config, PARTS)
+    step = make_train_step(loss_fn, count, tx, accumulate_dtype=config.optim.accumulate_dtype)
+    batch = random_batch(config, images=config.data.micro_batches, conversations=1)
+    state = init_state(jax.tree.map(jnp.array, random_params(shapes, adapters=True)), tx)
+    params = [jax.device_get(state.params)]
+    for _ in range(2):
+        state, sums = step(state, {}, micro(batch, config.data.micro_batches), KEY)
+        params.append(jax.device_get(state.params))
+        assert np.isfinite(mean(sums, "loss")) and mean(sums, "reference") > 0
+    embeds = [p["llama"]["embed"] for p in params]
+    moved = np.abs(embeds[1] - embeds[0])
+    np.testing.assert_allclose(moved[moved > 0].max(), config.optim.lr, rtol=1e-2)  # Adam's first update is lr times the sign
+    np.testing.assert_array_equal(embeds[2], embeds[1])

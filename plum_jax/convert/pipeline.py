@@ -98,7 +98,7 @@ def _reader(writer):
 
 def _store_outputs(writer, model, missing):
     take = _reader(writer)
-    params = {path: take(path, selfcheck.slices(model, path)) for path in selfcheck.parameters(model, missing)}
+    params = {path: take(path, selfcheck.layers_of(model, path)) for path in selfcheck.parameters(model, missing)}
     outputs = selfcheck.outputs(model, missing, params, chosen=True)
     np.savez(writer.partial / "check.npz", **outputs)
     return len(outputs)

@@ -29,6 +29,8 @@ class Linear(nnx.Module):
 
     With int8 W is an int8 kernel times a scale per output channel: y = (x kernel) scale. The values of the kernel are
     exact in bfloat16, and the scale is applied in float32 to the product, so no weight is rounded a second time.
+
+    out_dtype: of the product; float32 keeps the digits in which products of bfloat16 are summed.
     """
 
     def __init__(self, d_in, d_out, *, bias=False, lora=None, int8=False, kernel_init=UNIFORM, rngs):
@@ -43,12 +45,14 @@ class Linear(nnx.Module):
         self.lora_b = nnx.Param(jnp.zeros((rank, d_out))) if lora else None  # zero: an untrained adapter changes nothing
         self.lora_scale = alpha / rank
 
-    def __call__(self, x, *, adapter=True, dropout=0.0, key=None):
-        y = x @ self.kernel[...].astype(x.dtype)
+    def __call__(self, x, *, adapter=True, dropout=0.0, key=None, out_dtype=None):
+        out_dtype = out_dtype or x.dtype
+        summed = out_dtype if self.kernel_scale is None else jnp.float32
+        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=summed)
         if self.kernel_scale is not None:
-            y = (y * self.kernel_scale[...]).astype(x.dtype)
+            y = (y * self.kernel_scale[...]).astype(out_dtype)
         if self.bias is not None:
-            y += self.bias[...].astype(x.dtype)
+            y += self.bias[...].astype(out_dtype)
         if adapter and self.lora_a is not None:
             z = drop(x, dropout, key)
             y += self.lora_scale * (z @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)

@@ -136,12 +136,10 @@ class Llama(nnx.Module):
     def logits(self, hidden, dtype="float32"):
         """[..., D] -> float32[..., padded vocabulary], the padding at -1e9.
 
-        dtype: "float32" multiplies in float32 whatever the activations are; "bfloat16" multiplies in their dtype and rounds,
-        which is all that the reference's runs keep of a logit (M D38).
+        dtype: "float32" keeps the sums of products as they are; "bfloat16" rounds them, which is all that the reference's
+        runs keep of a logit (M D38).
         """
-        if dtype == "float32":
-            hidden = hidden.astype(jnp.float32)
-        logits = rounded(self.lm_head(hidden).astype(jnp.float32), dtype)
+        logits = rounded(self.lm_head(hidden, out_dtype=jnp.float32), dtype)
         if self.config.padded_vocab == self.config.vocab_size:
             return logits
         return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, -1e9)

@@ -78,6 +78,11 @@ def project(w, features):
     return linear(w, "model.mm_projector.2", F.gelu(linear(w, "model.mm_projector.0", features)))
 
 
+def embed(w, ids):
+    """int64[T] -> [T, D]. No gradient reaches the row of the padding id, as in the reference."""
+    return F.embedding(ids, w["model.embed_tokens.weight"], padding_idx=PAD)
+
+
 def splice(w, input_ids, labels, attention_mask, features):
     """Image features in place of the placeholder (M 1.10).
 
@@ -89,13 +94,13 @@ def splice(w, input_ids, labels, attention_mask, features):
     """
     rows = []
     for ids, row_labels, mask, image in zip(input_ids, labels, attention_mask, features, strict=True):
-        table, at = w["model.embed_tokens.weight"], (ids == IMAGE).nonzero().flatten().tolist()
+        at = (ids == IMAGE).nonzero().flatten().tolist()
         if not at:
-            rows.append((table[ids], row_labels, mask))
+            rows.append((embed(w, ids), row_labels, mask))
             continue
         (p,) = at
         ignored = torch.full((len(image),), IGNORE)
-        embeds = torch.cat([table[ids[:p]], image, table[ids[p + 1 :]]])
+        embeds = torch.cat([embed(w, ids[:p]), image, embed(w, ids[p + 1 :])])
         more = len(embeds) - len(ids)
         rows.append((
             embeds,

@@ -1,4 +1,4 @@
-"""PyTorch tensors -> our parameters: the names of the original checkpoints (M 9.1, 9.2, 9.4, 9.6).
+"""PyTorch tensors -> our parameters, for the vision modules: the names of the original checkpoints (M 9.1, 9.2, 9.4).
 
 Every function takes a dictionary of float32 NumPy arrays and removes from it what it uses, so that a test sees what is left.
 """
@@ -190,66 +190,3 @@ def feedback(t, prefix="mask_pooler."):
         "out_proj": linear(t, f"{prefix}attn.out_proj"),
         **{f"film{i + 1}": linear(t, f"{prefix}mask_modulator.projections.{i}") for i in range(3)},
     }
-
-
-def llama(t, padded_vocab, depth, prefix="model."):
-    """Decoder, token table and head; the vocabulary is padded with zeros, adapters are taken where they are."""
-
-    def padded(weight):
-        return np.pad(weight, ((0, padded_vocab - len(weight)), (0, 0)))
-
-    def adapted(name):
-        out = linear(t, name)
-        if f"{name}.lora_A.weight" in t:
-            out |= {"lora_a": t.pop(f"{name}.lora_A.weight").T, "lora_b": t.pop(f"{name}.lora_B.weight").T}
-        return out
-
-    def layer(i):
-        at = f"{prefix}layers.{i}."
-        return {
-            "input_norm": {"scale": t.pop(f"{at}input_layernorm.weight")},
-            "post_attention_norm": {"scale": t.pop(f"{at}post_attention_layernorm.weight")},
-            **{f"{n}_proj": adapted(f"{at}self_attn.{n}_proj") for n in ("q", "k", "v", "o")},
-            **{f"{n}_proj": linear(t, f"{at}mlp.{n}_proj") for n in ("gate", "up", "down")},
-        }
-
-    return {
-        "embed": padded(t.pop(f"{prefix}embed_tokens.weight")),
-        "layers": stacked([layer(i) for i in range(depth)]),
-        "norm": {"scale": t.pop(f"{prefix}norm.weight")},
-        "lm_head": {"kernel": padded(t.pop("lm_head.weight")).T},
-    }
-
-
-def projector(t, prefix="model.mm_projector"):
-    if f"{prefix}.weight" in t:
-        return linear(t, prefix)
-    return {"linear1": linear(t, f"{prefix}.0"), "linear2": linear(t, f"{prefix}.2")}
-
-
-def span_tagger(t, prefix="bio_encoder.encoder.layers.0."):
-    """The bidirectional layer where `t` has one, and the classifier."""
-    out = {"hidden": linear(t, "model.token_to_mask_fcs.0.0"), "out": linear(t, "model.token_to_mask_fcs.0.2")}
-    if f"{prefix}linear1.weight" not in t:
-        return out
-    packed = split_packed(t.pop(f"{prefix}self_attn.in_proj_weight"), t.pop(f"{prefix}self_attn.in_proj_bias"))
-    encoder = packed | {"out_proj": linear(t, f"{prefix}self_attn.out_proj")}
-    encoder |= {f"norm{i}": norm(t, f"{prefix}norm{i}") for i in (1, 2)}
-    encoder |= {f"linear{i}": linear(t, f"{prefix}linear{i}") for i in (1, 2)}
-    return out | {"encoder": encoder}
-
-
-def plum(t, config):
-    """The whole model (M 9.1, 9.2 under `model.visual_model.`, 9.4, 9.6) for a PlumConfig."""
-    sam = "model.visual_model."
-    out = {
-        "clip": clip(t, config.clip.depth),
-        "projector": projector(t),
-        "llama": llama(t, config.llama.padded_vocab, config.llama.depth),
-        "span_tagger": span_tagger(t),
-        "span_projector": {"hidden": linear(t, "model.text_hidden_fcs.0.0"), "out": linear(t, "model.text_hidden_fcs.0.2")},
-        "sam_encoder": sam_encoder(t, config.sam.depth, config.sam.global_blocks, f"{sam}image_encoder."),
-        "prompt_encoder": prompt_encoder(t, f"{sam}prompt_encoder."),
-        "mask_decoder": mask_decoder(t, config.decoder.depth, f"{sam}mask_decoder."),
-    }
-    return out | ({"feedback": feedback(t)} if config.feedback else {})
