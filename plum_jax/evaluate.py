@@ -34,7 +34,7 @@ def main(argv=None):
     types = None if args.question_types is None else [word.strip() for word in args.question_types.split(",")]
     questions_of(args.data, args.split, types, args.max_images)  # a fault there shows before anything is loaded or written
     from plum_jax.cache import enable_compilation_cache
-    from plum_jax.checkpoint import load_model
+    from plum_jax.loading import load_model
 
     enable_compilation_cache()
     console.header(f"evaluate {args.benchmark}", args.out)

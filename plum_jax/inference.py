@@ -293,7 +293,7 @@ def _live_programs(loaded):
 
 def load(checkpoint="tiny", **options):
     """A run folder, base weights or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such one."""
-    from plum_jax.checkpoint import load_model
+    from plum_jax.loading import load_model
 
     return Model(load_model(checkpoint), **options)
 

@@ -60,8 +60,8 @@ def main(argv=None):
 def load(args, overrides):
     """Model for the arguments, with the header printed. UserError for a prompt, checkpoint or override that cannot be used."""
     from plum_jax.cache import enable_compilation_cache
-    from plum_jax.checkpoint import load_model
     from plum_jax.inference import Model, check_prompt
+    from plum_jax.loading import load_model
 
     check_prompt(args.prompt, "--prompt")
     enable_compilation_cache()

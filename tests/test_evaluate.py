@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from plum_jax import cli, coco, evaluate
-from plum_jax.checkpoint import LoadedModel
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
 from plum_jax.inference import Model
+from plum_jax.loading import LoadedModel
 from tests import eval_fixtures
 
 GROUPS = ("mask_macro", "mask_micro", "part_text", "random_part_text", "mc_part_text", "mc_object_text")
@@ -214,7 +214,7 @@ def test_bad_input_is_one_sentence_and_status_2(run, model, tmp_path, capsys):
 )
 def test_bad_arguments_write_nothing(args, said, run, tmp_path, capsys, monkeypatch):
     loaded = LoadedModel(**vars(eval_fixtures.loaded()))
-    monkeypatch.setattr("plum_jax.checkpoint.load_model", lambda path, base: loaded)
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: loaded)
     common = ["partonomy", "--checkpoint", "x", "--data", str(run[0]), "--out", str(tmp_path / "o")]
     assert cli.run(evaluate.main, [*common, *args], name="evaluate") == 2
     error = capsys.readouterr().err

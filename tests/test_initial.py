@@ -11,7 +11,7 @@ from fixtures_partonomy import write_folder
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from plum_jax import checkpoint, cli, initial, train
+from plum_jax import checkpoint, cli, initial, loading, train
 from plum_jax.convert.export import export
 from plum_jax.convert.pipeline import convert
 from plum_jax.convert.tensors import read_folder
@@ -51,7 +51,7 @@ def run(bases, tmp_path_factory, quick_compilation):
 
 def test_frozen_weights_are_those_of_the_base_and_trained_ones_moved(bases, run):
     want, base, _ = bases
-    loaded = checkpoint.load_model(run)
+    loaded = loading.load_model(run)
     assert loaded.missing == ("feedback",)  # it is not among what was trained
     assert loaded.config.model.llama.width == 16 and loaded.config.model.llama.lora_rank == 2
     got = flatten_dict(loaded.params, sep="/")
@@ -63,9 +63,9 @@ def test_frozen_weights_are_those_of_the_base_and_trained_ones_moved(bases, run)
 
 
 def test_a_checkpoint_of_the_run_holds_what_is_trained_alone(run):
-    opened = checkpoint.open_parameters(run)
+    opened = loading.open_parameters(run)
     written = ocp.checkpointables_metadata(checkpoint.checkpoint_folder(run)).metadata["state"]["params"]
-    every = flatten_dict(checkpoint.load_model(run).params, sep="/")
+    every = flatten_dict(loading.load_model(run).params, sep="/")
     trained = {path for path in every if re.search(opened.config.trainable, path)}
     assert set(flatten_dict(written, sep="/")) == trained and len(trained) < len(every) / 4
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_the_run_holds_what_is_trained_alone(run):
 def test_moved_base_and_other_base(bases, run, tmp_path):
     _, base, data = bases
     shutil.copytree(base, tmp_path / "moved")
-    assert checkpoint.load_model(run, base=tmp_path / "moved").step == 2
+    assert loading.load_model(run, base=tmp_path / "moved").step == 2
     shutil.copytree(run, tmp_path / "run")
     arguments = flags(tmp_path / "moved", data, tmp_path / "run", "train.steps=3")
     assert cli.run(train.main, arguments, name="train") == 0  # the same weights in another place: the run goes on
@@ -81,15 +81,15 @@ def test_moved_base_and_other_base(bases, run, tmp_path):
     about = tmp_path / "moved" / "base.json"
     about.write_text(about.read_text().replace('"new_token_rows": 0', '"new_token_rows": 1'))
     with pytest.raises(UserError, match="holds other base weights than this run started from"):
-        checkpoint.load_model(run, base=tmp_path / "moved")
+        loading.load_model(run, base=tmp_path / "moved")
     with pytest.raises(UserError, match="holds no base weights"):
-        checkpoint.load_model(run, base=tmp_path / "gone")
+        loading.load_model(run, base=tmp_path / "gone")
 
 
 def test_adapters_of_a_run_are_exported(run, tmp_path):
     export(run, "peft", tmp_path / "adapter")
     found = read_folder(tmp_path / "adapter")
-    got = flatten_dict(checkpoint.load_model(run).params, sep="/")
+    got = flatten_dict(loading.load_model(run).params, sep="/")
     name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
     np.testing.assert_array_equal(found[name].read(), np.asarray(got["llama/layers/v_proj/lora_b"])[1].T)
 
@@ -132,7 +132,7 @@ def test_adapters_train_on_base_weights_in_int8(bases, int8_config, tmp_path, qu
     want, base, data = bases
     arguments = [int8_config, *flags(base, data, tmp_path / "run")[1:], r"--config.trainable=lora_|^span_(tagger|projector)/"]
     assert cli.run(train.main, arguments, name="train") == 0
-    loaded = checkpoint.load_model(tmp_path / "run")
+    loaded = loading.load_model(tmp_path / "run")
     got = flatten_dict(loaded.params, sep="/")
     for path in ("llama/layers/up_proj/kernel", "llama/lm_head/kernel", "llama/embed"):
         values, scale = np.asarray(got[path]), np.asarray(got[f"{path}_scale"])

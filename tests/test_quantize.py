@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from model_fixtures import PARTS, micro, random_batch, small_config, small_model
 
 from plum_jax import generate, train
-from plum_jax.checkpoint import LoadedModel
 from plum_jax.errors import UserError
+from plum_jax.loading import LoadedModel
 from plum_jax.models.layers import Linear, to_int8
 from plum_jax.models.plum import PlumConfig, bind, build
 from plum_jax.objective import make_loss

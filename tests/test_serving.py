@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plum_jax import cli, export_serving, inference, quantize, serving
-from plum_jax.checkpoint import LoadedModel
+from plum_jax import cli, inference, quantize, serving
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
+from plum_jax.loading import LoadedModel
+from plum_jax.serving import command
 from tests import eval_fixtures
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,7 +41,7 @@ def folder(loaded, tmp_path_factory):
     """What `plum export` writes."""
     out = tmp_path_factory.mktemp("exported") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plum_jax.checkpoint.load_model", lambda path, base: loaded)
+        patch.setattr("plum_jax.loading.load_model", lambda path, base: loaded)
         assert cli.main(["export", "--checkpoint", "some/run", "--out", str(out), "--max-new-tokens", "9"]) == 0
     return out
 
@@ -145,7 +146,7 @@ def test_int8_and_bfloat16_are_exported_as_such(loaded, tmp_path):
     config = eval_fixtures.config()
     config.model.dtype = "bfloat16"  # of activations, hence of the cache
     small = quantize.quantize_model(loaded._replace(config=config))
-    manifest = export_serving.export(small, tmp_path, ["cpu"])
+    manifest = command.export(small, tmp_path, ["cpu"])
     assert manifest["int8"] and manifest["parameters"]["arrays"]["llama/lm_head/kernel"]["dtype"] == "int8"
     served, live = serving.load(tmp_path), inference.Model(small)
     assert served.params["llama"]["layers"]["q_proj"]["kernel"].dtype == jnp.int8

@@ -23,10 +23,10 @@ from data_pipelines.make import Arguments, make_dataset
 from data_pipelines.partonomy.records import conversations
 from plum_jax import cli, config_io, console
 from plum_jax.cache import enable_compilation_cache
-from plum_jax.checkpoint import initial_model, load_model
 from plum_jax.evaluate import evaluate_folder, questions_of
 from plum_jax.inference import Model, pad_rows
 from plum_jax.initial import resolve_config
+from plum_jax.loading import initial_model, load_model
 from plum_jax.models.plum import bind, take_positions
 from plum_jax.quantize import count_bytes, quantize_model
 

@@ -20,8 +20,8 @@ from plum_jax.config_io import config_from_json
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.inference import Model
-from plum_jax.manifest import MANIFEST, PARAMETERS, TOKENIZER, check_files, read_manifest
 from plum_jax.run_record import sha256_of
+from plum_jax.serving.manifest import MANIFEST, PARAMETERS, TOKENIZER, check_files, read_manifest
 
 
 class Served(NamedTuple):

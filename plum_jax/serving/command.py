@@ -12,8 +12,8 @@ from pathlib import Path
 from plum_jax import cli, console
 from plum_jax.errors import UserError
 from plum_jax.evaluate import add_checkpoint_flags, check_random
-from plum_jax.manifest import CALIBRATION, FORMAT, MANIFEST, PARAMETERS, TOKENIZER, files_of
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json
+from plum_jax.serving.manifest import CALIBRATION, FORMAT, MANIFEST, PARAMETERS, TOKENIZER, files_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -33,8 +33,8 @@ def main(argv=None):
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: is too small; give 1 or more")
 
-    from plum_jax.checkpoint import load_model
     from plum_jax.evaluation import calibration
+    from plum_jax.loading import load_model
     from plum_jax.quantize import quantize_model
 
     console.header("export", args.out)
@@ -86,7 +86,7 @@ def export(loaded, out, platforms=PLATFORMS, curve=None):
     from orbax.checkpoint import v1 as ocp
 
     from plum_jax.evaluation import calibration
-    from plum_jax.export_programs import describe, export_programs
+    from plum_jax.serving.programs import describe, export_programs
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
