@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 JAX = "jax>=0.10,<0.13"
 CORE = [
     "absl-py>=2.1",
+    "flatbuffers>=24.3",  # jax.export serializes with it
     "flax>=0.12.7,<0.13",
     "grain>=0.2.15,<0.3",
     JAX,

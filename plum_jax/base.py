@@ -26,6 +26,7 @@ from plum_jax.errors import UserError
 from plum_jax.run_record import sha256_of, write_json, write_text
 
 BUFFER_BYTES = 256 << 20  # written together: fewer, larger files; several times this is held while Orbax writes
+GROUP_BYTES = 1 << 30  # read and stacked together
 FORMAT = 1
 PARTS = {  # what may be absent from a source, and what it is called
     "span_tagger": "span tagger", "span_projector": "span projector", "feedback": "mask feedback",
@@ -150,12 +151,11 @@ def _load(params, wanted):
         raise UserError(f"{params}: files are missing or damaged ({type(error).__name__}); convert again") from error
 
 
-def load_parameters(base, wanted, advance=lambda: None):
+def load_parameters(base, wanted):
     """Parameters of a base on their devices, each read with its own sharding: no host holds what it does not keep.
 
     Args:
       base: Base. wanted: {path: ShapeDtypeStruct with sharding}; the dtype may differ from the stored one.
-      advance: called after every parameter.
 
     Returns:
       {path: jax.Array}.
@@ -163,7 +163,7 @@ def load_parameters(base, wanted, advance=lambda: None):
     Raises:
       UserError: a shape is not that of the file; damaged files.
     """
-    found = {}
+    found, group, size = {}, {}, 0
     for path, x in wanted.items():
         stored = base.about["parameters"][path]
         if tuple(stored["shape"]) != x.shape:
@@ -171,23 +171,32 @@ def load_parameters(base, wanted, advance=lambda: None):
                 f"{base.folder}: {path} has shape {tuple(stored['shape'])}, the config wants {x.shape}; its sizes must be "
                 "those of the base, leave them out of the config"
             )
-        found[path] = _load_stacked(base, path, x) if stored["stacked"] else _load_whole(base, path, x)
-        advance()
-    return found
+        group[path], size = x, size + x.size * jnp.dtype(stored["dtype"]).itemsize
+        if size >= GROUP_BYTES:
+            found.update(_load_group(base, group))
+            group, size = {}, 0
+    return found | _load_group(base, group)
 
 
-def _load_whole(base, path, x):
-    stored = jax.ShapeDtypeStruct(x.shape, jnp.dtype(base.about["parameters"][path]["dtype"]), sharding=x.sharding)
-    return _load(base.folder / "params", {path: stored})[path].astype(x.dtype)
+def _load_group(base, wanted):
+    """Reads stacked parameters layer by layer and stacks them on the devices: for a moment the group is there twice."""
+    slices, layers = {}, {}
+    for path, x in wanted.items():
+        stored = base.about["parameters"][path]
+        names = [f"{path}/{_digits(i)}" for i in range(x.shape[0])] if stored["stacked"] else [path]
+        shape, sharding = (x.shape[1:], _layer_sharding(x.sharding)) if stored["stacked"] else (x.shape, x.sharding)
+        slices.update({n: jax.ShapeDtypeStruct(shape, jnp.dtype(stored["dtype"]), sharding=sharding) for n in names})
+        layers[path] = names
+    if not slices:
+        return {}
+    read = _load(base.folder / "params", slices)
+    stacked = {path for path in wanted if base.about["parameters"][path]["stacked"]}
 
+    def stack(parts):
+        return {p: (jnp.stack(x) if p in stacked else x[0]).astype(wanted[p].dtype) for p, x in parts.items()}
 
-def _load_stacked(base, path, x):
-    """Layer by layer, then stacked on the devices."""
-    dtype, layer = jnp.dtype(base.about["parameters"][path]["dtype"]), _layer_sharding(x.sharding)
-    names = [f"{path}/{_digits(i)}" for i in range(x.shape[0])]
-    slices = _load(base.folder / "params", {n: jax.ShapeDtypeStruct(x.shape[1:], dtype, sharding=layer) for n in names})
-    stack = jax.jit(lambda *layers: jnp.stack(layers).astype(x.dtype), out_shardings=x.sharding)
-    return stack(*[slices[name] for name in names])
+    places = {path: x.sharding for path, x in wanted.items()}
+    return jax.jit(stack, out_shardings=places)({path: [read[name] for name in names] for path, names in layers.items()})
 
 
 def _layer_sharding(sharding):

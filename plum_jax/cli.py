@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("plum_jax.evaluate", "score a checkpoint on a benchmark"),
     "predict": ("plum_jax.predict", "images -> text, masks, COCO JSON, overlays"),
     "convert": ("plum_jax.convert.command", "PyTorch and Hugging Face checkpoints -> ours, and back"),
+    "export": ("plum_jax.serving.command", "a checkpoint as programs and parameters for serving"),
     "data": {
         "make": ("data_pipelines.make", "render a synthetic PARTONOMY"),
         "check": ("data_pipelines.check", "read a dataset folder and report every fault"),

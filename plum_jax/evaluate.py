@@ -11,8 +11,10 @@ from pathlib import Path
 from plum_jax import __version__, cli, config_io, console
 from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord, sha256_of, write_json
+from plum_jax.switches import switch
 
 BENCHMARKS = ("partonomy",)
+SWITCHES = ("mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedback")  # of config.eval, written into the results
 
 
 def main(argv=None):
@@ -32,7 +34,7 @@ def main(argv=None):
     types = None if args.question_types is None else [word.strip() for word in args.question_types.split(",")]
     questions_of(args.data, args.split, types, args.max_images)  # a fault there shows before anything is loaded or written
     from plum_jax.cache import enable_compilation_cache
-    from plum_jax.checkpoint import load_model
+    from plum_jax.loading import load_model
 
     enable_compilation_cache()
     console.header(f"evaluate {args.benchmark}", args.out)
@@ -141,7 +143,8 @@ def evaluate_folder(
     model = loaded if isinstance(loaded, Model) else Model(loaded)
     check_calibrate(model, calibrate)
     source, questions = questions_of(folder, split, question_types, max_images)
-    scorer = partonomy.Scorer(model, split, source, model.config.eval.get("empty_union", "one"))
+    switches = {name: switch(model.config.eval, f"eval.{name}") for name in SWITCHES}
+    scorer = partonomy.Scorer(model, split, source, switches["empty_union"])
     bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", stream=log) if log else None
     records = []
     with bar or contextlib.nullcontext():
@@ -158,8 +161,7 @@ def evaluate_folder(
         "summary": partonomy.summary(records),
         "counts": {"scored": len(records), "skipped": {}},
         "settings": {
-            "mc_score": model.config.eval.mc_score, "tie": model.config.eval.get("tie", "wrong"),
-            "empty_union": scorer.options["empty_union"], "min_score": model.min_score, "calibrated": model.calibrated,
+            **switches, "min_score": model.min_score, "calibrated": model.calibrated,
         },
         "seconds": round(time.monotonic() - began, 3),
         "version": __version__,

@@ -11,7 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plum_jax.models.plum import bind
+from plum_jax import greedy
+from plum_jax.greedy import Readout
+from plum_jax.models.plum import PlumConfig, bind, build
+from plum_jax.precision import rounded
+from plum_jax.switches import switch
 
 jit = functools.partial(jax.jit, static_argnames="graphdef")
 
@@ -51,12 +55,30 @@ class Scores(NamedTuple):
     choice_hidden: jax.Array  # [G, C, A, D]
 
 
-class Readout(NamedTuple):
-    """Tags and span features of R rows at T positions."""
+class LivePrograms(NamedTuple):
+    """What `inference.Model` runs on the device; `serving.ExportedPrograms` has the same methods."""
 
-    labels: jax.Array  # int8[R, T] argmax over O, B, I; ties go to the lowest (M 3.3)
-    confidence: jax.Array  # float32[R, T] probability of that label
-    features: jax.Array  # float32[R, T, W] a span's prompt is the mean of these over its tokens
+    graphdef: object
+    params: dict
+    use_feedback: bool  # config.eval.feedback
+
+    @classmethod
+    def of(cls, loaded):
+        """LoadedModel -> its programs, the parameters on the device."""
+        config = loaded.config
+        graphdef = build(PlumConfig.from_dict(config.model.to_dict()))[0]
+        return cls(graphdef, jax.tree.map(jnp.asarray, loaded.params), bool(switch(config.eval, "eval.feedback")))
+
+    def encode_images(self, clip_pixels, sam_pixels, resized_hw):
+        return encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
+
+    def generate(self, image_tokens, tokens, token_count, image_position, **options):
+        return generate(self.graphdef, self.params, image_tokens, tokens, token_count, image_position, **options)
+
+    def decode_masks(self, image_embeddings, image, span_embeds, span_valid):
+        return decode_masks(
+            self.graphdef, self.params, image_embeddings, image, span_embeds, span_valid, use_feedback=self.use_feedback
+        )
 
 
 @jit
@@ -66,12 +88,13 @@ def encode_images(graphdef, params, clip_pixels, sam_pixels, resized_hw):
     return model.image_tokens(clip_pixels), model.image_embeddings(sam_pixels, resized_hw)
 
 
-@jit
-def run_prefix(graphdef, params, image_tokens, tokens):
+@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def run_prefix(graphdef, params, image_tokens, tokens, *, dtype="float32"):
     """The shared start of all rows.
 
     Args:
       image_tokens: [B, P, D]. tokens: int32[T0], the same for all images; the last one is the image placeholder.
+      dtype: of the likelihoods, as of `score_choices`.
 
     Returns:
       Prefix.
@@ -83,16 +106,18 @@ def run_prefix(graphdef, params, image_tokens, tokens):
     lengths = jnp.full(batch, embeds.shape[1])
     cache = model.llama.empty_cache(batch, embeds.shape[1], embeds.dtype)
     hidden, (keys, values, _) = model.llama.extend(embeds, cache, lengths)
-    nll = _nll(model, hidden[:, : text - 1], rows[:, 1:text]).sum(-1)
+    nll = _nll(model, hidden[:, : text - 1], rows[:, 1:text], dtype).sum(-1)
     return Prefix(hidden, keys, values, nll, jnp.int32(text - 1))
 
 
-@jit
-def score_choices(graphdef, params, prefix, questions):
+@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def score_choices(graphdef, params, prefix, questions, *, dtype="float32"):
     """Scores every choice of every question. Equal to running each row on its own, up to rounding.
 
     Args:
       prefix: Prefix of B images. questions: Questions.
+      dtype: "bfloat16" rounds the likelihood of each token, the sum over a row and its mean, as a bf16 run of the reference
+        does: scores between 1 and 2 then lie 1/128 apart, and choices tie (M D24).
 
     Returns:
       Scores.
@@ -103,7 +128,8 @@ def score_choices(graphdef, params, prefix, questions):
     grown = q.tokens.shape[1] + size
     cache = tuple(jnp.pad(x[:, q.image], ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))) for x in (prefix.keys, prefix.values))
     hidden, (keys, values, length) = model.llama.extend(_text(model, q.tokens), (*cache, start), q.length)
-    nll, answer_nll, answer_count = _sums(model, prefix.hidden[q.image, -1], hidden, q.tokens, q.length, q.is_answer)
+    before = prefix.hidden[q.image, -1]
+    nll, answer_nll, answer_count = _sums(model, before, hidden, q.tokens, q.length, q.is_answer, dtype)
 
     rows = lambda x, axis=0: jnp.repeat(x, choices, axis)  # noqa: E731  each question's cache, once per choice
     flat = lambda x: x.reshape(groups * choices, *x.shape[2:])  # noqa: E731
@@ -111,14 +137,15 @@ def score_choices(graphdef, params, prefix, questions):
     choice_hidden, _ = model.llama.extend(_text(model, flat(q.choice_tokens)), cache, flat(q.choice_length))
     last = jnp.take_along_axis(hidden, q.length[:, None, None] - 1, 1)[:, 0]
     choice_nll, choice_answer_nll, choice_count = _sums(
-        model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer)
+        model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer), dtype
     )
     by_choice = lambda x: x.reshape(groups, choices, *x.shape[1:])  # noqa: E731
-    answer = answer_nll[:, None] + by_choice(choice_answer_nll)
-    full = (prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll)
+    answer = rounded(answer_nll[:, None] + by_choice(choice_answer_nll), dtype)
+    full = rounded((prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll), dtype)
     answer_count = answer_count[:, None] + by_choice(choice_count)
     full_count = prefix.count + q.length[:, None] + q.choice_length
-    return Scores(answer / jnp.maximum(answer_count, 1), answer, full / full_count, hidden, by_choice(choice_hidden))
+    answer_mean, full_mean = (rounded(x, dtype) for x in (answer / jnp.maximum(answer_count, 1), full / full_count))
+    return Scores(answer_mean, answer, full_mean, hidden, by_choice(choice_hidden))
 
 
 @jit
@@ -142,92 +169,115 @@ def read_rows(graphdef, params, prefix, questions, scores, group, choice):
     return _read(model, hidden, length)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token"))
-def generate(graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token):
-    """Greedy decoding of R prompts of different lengths.
-
-    The loop also runs the last token, </s> or the one at the limit, so that every generated token has a state (the
-    reference has none for it, D25 of M 10.3). The tagger then runs once over each full sequence.
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token", "whole_rows"))
+def generate(
+    graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token, whole_rows=False
+):
+    """Greedy decoding of R prompts of different lengths, then one run of the tagger over each full sequence.
 
     Args:
       image_tokens: [R, P, D]. tokens: int32[R, T] right-padded prompts. token_count: int32[R].
       image_position: int32[R], -1 for a prompt without image. end_token: id of </s>.
+      whole_rows: read out the prompt and the image too.
 
     Returns:
-      (generated int32[R, max_new_tokens], count int32[R] with </s> included, Readout at the generated positions).
+      (generated int32[R, max_new_tokens], count int32[R] with </s> included, Readout at the generated positions, or at all
+      positions of the spliced rows, where the answer follows the prompt at once).
     """
     model = bind(graphdef, params)
+    rows, size = tokens.shape[0], tokens.shape[1] - 1 + image_tokens.shape[1] + max_new_tokens
+    keys, values, _ = model.llama.empty_cache(rows, size, model.config.dtype)
+    hidden, token, cache = prefill(model, image_tokens, tokens, token_count, image_position, keys, values)
+    step = functools.partial(decode_step, model)
+    said = greedy.decode(step, token, cache, hidden, max_new_tokens=max_new_tokens, end_token=end_token)
+    length = cache[2]
+    readout = read_sequence(model, hidden, said.states, length, said.count)
+    return said.generated, said.count, readout if whole_rows else greedy.take_generated(readout, length, max_new_tokens)
+
+
+def prefill(model, image_tokens, tokens, token_count, image_position, keys, values):
+    """Runs the prompts, with the image features in place of the placeholder.
+
+    Args:
+      model: Plum. image_tokens, tokens, token_count, image_position: as of `generate`.
+      keys, values: [L, R, S + room, N, H] of zeros, with S = T - 1 + P spliced positions.
+
+    Returns:
+      (hidden [R, S, D], first token of the answers int32[R], cache (keys, values, int32[R] spliced lengths)).
+    """
     embeds, _ = model.embed(tokens, image_position, image_tokens)
-    rows, size = embeds.shape[:2]
     length = token_count + jnp.where(image_position >= 0, model.num_image_tokens - 1, 0)
-    cache = model.llama.empty_cache(rows, size + max_new_tokens, embeds.dtype)
-    hidden, cache = model.llama.extend(embeds, cache, length)
-    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)
-    pick = lambda state: model.logits(state)[:, 0].argmax(-1).astype(jnp.int32)  # noqa: E731
-
-    def more(carry):
-        return (carry["step"] < max_new_tokens) & carry["active"].any()
-
-    def step(c):
-        state, cache = model.llama.extend(_text(model, c["token"][:, None]), c["cache"], c["active"].astype(jnp.int32))
-        at = c["step"]
-        return dict(
-            step=at + 1,
-            token=pick(state),
-            active=c["active"] & (c["token"] != end_token),
-            count=c["count"] + c["active"],
-            generated=c["generated"].at[:, at].set(jnp.where(c["active"], c["token"], end_token)),
-            states=c["states"].at[:, at].set(state[:, 0]),
-            cache=cache,
-        )
-
-    start = dict(
-        step=jnp.int32(0), token=pick(last), active=jnp.ones(rows, bool), count=jnp.zeros(rows, jnp.int32),
-        generated=jnp.full((rows, max_new_tokens), end_token, jnp.int32),
-        states=jnp.zeros((rows, max_new_tokens, hidden.shape[-1]), hidden.dtype), cache=cache,
-    )  # fmt: skip
-    end = jax.lax.while_loop(more, step, start)
-    t = jnp.arange(size + max_new_tokens)
-    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + max_new_tokens - 1))
-    full = jnp.take_along_axis(jnp.concatenate([hidden, end["states"]], 1), at[..., None], 1)
-    readout = _read(model, full, length + end["count"])
-    new = length[:, None] + jnp.arange(max_new_tokens)
-    take = lambda x: jnp.take_along_axis(x, new.reshape(*new.shape, *[1] * (x.ndim - 2)), 1)  # noqa: E731
-    return end["generated"], end["count"], Readout(*map(take, readout))
+    hidden, cache = model.llama.extend(embeds, (keys, values, jnp.zeros_like(length)), length)
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)[:, 0]
+    return hidden, _most_likely(model, last), cache
 
 
-@jit
-def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_valid):
+def decode_step(model, token, active, cache):
+    """One token of every row: int32[R], bool[R], cache -> (next token int32[R], state [R, D] of `token`, cache)."""
+    state, cache = model.llama.extend(_text(model, token[:, None]), cache, active.astype(jnp.int32))
+    return _most_likely(model, state[:, 0]), state[:, 0], cache
+
+
+def read_sequence(model, hidden, states, length, count):
+    """Tags and span features of prompts and answers as one sequence, which the tagger sees in both directions.
+
+    Args:
+      hidden: [R, S, D] of the prompts, `length` int32[R] of them valid.
+      states: [R, M, D] of the answers, `count` int32[R] of them valid.
+
+    Returns:
+      Readout at S + M positions: `length` of the prompt, `count` of the answer, then padding.
+    """
+    size, room = hidden.shape[1], states.shape[1]
+    t = jnp.arange(size + room)
+    at = jnp.where(t < length[:, None], t, jnp.minimum(size + t - length[:, None], size + room - 1))
+    full = jnp.take_along_axis(jnp.concatenate([hidden, states], 1), at[..., None], 1)
+    return _read(model, full, length + count)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "use_feedback"))
+def decode_masks(graphdef, params, image_embeddings, image, span_embeds, span_valid, *, use_feedback=True):
     """Masks of the spans of R answers, each span seeing the masks of the spans before it (M 5.1).
 
     Args:
       image_embeddings: [B, g, g, W]. image: int32[R]. span_embeds: float32[R, N, W]. span_valid: bool[R, N].
+      use_feedback: False decodes every span alone, as the reference does once a checkpoint is merged (M D20).
 
     Returns:
       float32[R, N, 4g, 4g] logits, zeros for invalid slots.
     """
-    model = bind(graphdef, params)
-    return model.decode_masks(image_embeddings[image], span_embeds.astype(image_embeddings.dtype), span_valid)[0]
+    return masks_of(bind(graphdef, params), image_embeddings, image, span_embeds, span_valid, use_feedback=use_feedback)
+
+
+def masks_of(model, image_embeddings, image, span_embeds, span_valid, *, use_feedback=True):
+    """`decode_masks` of a bound model."""
+    embeds = span_embeds.astype(image_embeddings.dtype)
+    return model.decode_masks(image_embeddings[image], embeds, span_valid, use_feedback=use_feedback)[0]
 
 
 def _text(model, tokens):
     """int32[...] -> token embeddings [..., D] in the dtype of activations."""
-    return model.llama.embed[...].astype(model.config.dtype)[tokens]
+    return model.llama.token_embeddings(tokens).astype(model.config.dtype)
 
 
-def _nll(model, hidden, targets):
-    """hidden [..., D], targets int32[...] -> float32[...] negative log-likelihood of each target."""
+def _most_likely(model, state):
+    """[R, D] -> int32[R], the token that the head finds most likely next."""
+    return model.logits(state).argmax(-1).astype(jnp.int32)
+
+
+def _nll(model, hidden, targets, dtype):
+    """hidden [..., D], targets int32[...] -> float32[...] negative log-likelihood of each target, rounded to `dtype`."""
     logits = model.logits(hidden)
-    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return rounded(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0], dtype)
 
 
-def _sums(model, before, hidden, tokens, length, is_answer):
+def _sums(model, before, hidden, tokens, length, is_answer, dtype):
     """Summed negative log-likelihood of one part of R rows: (of all tokens, of those of the answer, how many are these).
 
     Args:
       before: [R, D], the state that predicts the first token. hidden: [R, T, D] of `tokens` int32[R, T].
     """
-    nll = _nll(model, jnp.concatenate([before[:, None], hidden[:, :-1]], 1), tokens)
+    nll = _nll(model, jnp.concatenate([before[:, None], hidden[:, :-1]], 1), tokens, dtype)
     valid = jnp.arange(tokens.shape[1]) < length[:, None]
     said = valid & is_answer
     return jnp.where(valid, nll, 0).sum(-1), jnp.where(said, nll, 0).sum(-1), said.sum(-1)

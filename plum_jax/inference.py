@@ -3,22 +3,19 @@
 import dataclasses
 import functools
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 
 from data_pipelines.conversation import END, IMAGE, encode
 from data_pipelines.images import clip_view, load_image, sam_view
-from plum_jax import coco, generate, overlay
-from plum_jax.base import is_base
+from plum_jax import coco, overlay
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
-from plum_jax.evaluation.spans import decode_spans
-from plum_jax.models.plum import PlumConfig, build
+from plum_jax.evaluation.spans import decode_spans, named_spans
+from plum_jax.resize_numpy import original_logits
+from plum_jax.switches import check_switches, switch
 
 BATCH_SIZE = 8
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this: few compiled shapes
@@ -94,6 +91,7 @@ class Context:
     model: "Model"
     offsets: list  # [(start, end)] characters of each generated token
     text: str
+    first: int  # where the generated tokens begin in the three that follow
     tagged: list  # [(start, end)] token ranges
     features: np.ndarray  # float32[n, W]
     confidence: np.ndarray  # float32[n]
@@ -101,7 +99,7 @@ class Context:
     index: int
 
     def span(self, char_start, char_end):
-        tokens = [t for t, (a, b) in enumerate(self.offsets) if a < char_end and b > char_start]
+        tokens = [t for t, (a, b) in enumerate(self.offsets, self.first) if a < char_end and b > char_start]
         if not tokens:
             raise UserError(f"range {char_start}:{char_end} of the answer {self.text!r} covers no token; give a longer one")
         wanted = tokens[0], tokens[-1] + 1
@@ -127,25 +125,36 @@ class Model:
     Args:
       loaded: LoadedModel of plum_jax.checkpoint.
       calibrate: False ignores the calibration.json beside the checkpoint.
+      programs: what runs on the device; None makes `generate.LivePrograms` of the parameters, and only then is the code of
+        the model imported (`plum_jax.serving` runs exported programs without it).
 
     Attributes:
       config, tokenizer, path, sha256: of the checkpoint. calibration: Calibration or None. calibrated: bool.
+      graphdef, params: of the live programs.
       min_score: spans below it have the status low_confidence.
     """
 
-    def __init__(self, loaded, *, calibrate=True):
+    def __init__(self, loaded, *, calibrate=True, programs=None):
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
+        check_switches(self.config)
         self.path, self.sha256 = loaded.path, loaded.sha256
-        self.graphdef = _graphdef(PlumConfig.from_dict(self.config.model.to_dict()))
-        self.params = jax.tree.map(jnp.asarray, loaded.params)
+        self.programs = _live_programs(loaded) if programs is None else programs
         self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
         self.min_score = float(self.config.eval.min_score)
         self.end_token = int(self.tokenizer.eos_token_id)
 
     @property
+    def graphdef(self):
+        return self.programs.graphdef
+
+    @property
+    def params(self):
+        return self.programs.params
+
+    @property
     def run_folder(self):
-        """Where calibration.json lies: beside checkpoints/<step>, or among base weights."""
-        return Path(self.path) if is_base(self.path) else Path(self.path).parent.parent
+        """Where calibration.json lies."""
+        return calibration.place_of(self.path)
 
     @property
     def calibrated(self):
@@ -184,20 +193,23 @@ class Model:
         encoded = self.encode_images(images, rows)
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
-        generated, count, readout = jax.device_get(generate.generate(
-            self.graphdef, self.params, encoded.tokens, tokens, counts, position, max_new_tokens=int(limit),
-            end_token=self.end_token,
+        whole = switch(self.config.eval, "eval.span_scope") == "all"
+        generated, count, readout = jax.device_get(self.programs.generate(
+            encoded.tokens, tokens, counts, position, max_new_tokens=int(limit), end_token=self.end_token, whole_rows=whole
         ))  # fmt: skip
+        first = counts + encoded.tokens.shape[1] - 1 if whole else np.zeros_like(counts)  # of the generated tokens
+        end = first + count
         said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
-        tagged = [self._tagged(readout.labels[i, : count[i]], offsets) for i, (_, offsets) in enumerate(said)]
+        labels = [readout.labels[i, : end[i]] for i in range(len(images))]
+        tagged = [decode_spans(x) if whole else named_spans(x, o) for x, (_, o) in zip(labels, said, strict=True)]
         embeds = [pool(readout.features[i], ranges) for i, ranges in enumerate(tagged)]
         low_res = self.decode(encoded, range(len(images)), embeds, rows)
         answers = []
         for i, (text, offsets) in enumerate(said):
-            confidence, features = readout.confidence[i, : count[i]], readout.features[i, : count[i]]
-            context = Context(self, offsets, text, tagged[i], features, confidence, encoded, i)
+            confidence, features = readout.confidence[i, : end[i]], readout.features[i, : end[i]]
+            context = Context(self, offsets, text, int(first[i]), tagged[i], features, confidence, encoded, i)
             spans = [
-                self.span(text, (offsets[a][0], offsets[b - 1][1]), low, float(confidence[a:b].mean()), encoded, i)
+                self.span(text, characters(a - first[i], b - first[i], offsets), low, float(confidence[a:b].mean()), encoded, i)
                 for (a, b), low in zip(tagged[i], low_res[i], strict=True)
             ]
             answers.append(Answer(text, spans, images[i], prompts[i], context))
@@ -206,15 +218,12 @@ class Model:
     def encode_prompt(self, prompt, name="prompt"):
         """Text -> conversation.Encoded with the image before it, open for the answer. UserError as of `check_prompt`."""
         check_prompt(prompt, name)
-        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template)
+        flavour = switch(self.config.data, "data.tokenizer_flavour")
+        text = encode([(f"{IMAGE}\n{prompt}", None)], self.tokenizer, self.config.data.template, flavour=flavour)
         most = LONGEST_PROMPT * self.config.data.max_tokens
         if len(text.tokens) > most:
             raise UserError(f"{name} {prompt[:20]!r}...: has {len(text.tokens)} tokens, of at most {most}; shorten it")
         return text
-
-    def _tagged(self, labels, offsets):
-        """Token ranges of the tagged phrases; a range without a visible character (</s> alone) is not one."""
-        return [(a, b) for a, b in decode_spans(labels) if offsets[b - 1][1] > offsets[a][0]]
 
     def encode_images(self, images, rows):
         """uint8[H, W, 3] arrays -> EncodedImages of `rows` images, padded with black ones."""
@@ -226,7 +235,7 @@ class Model:
             clip_pixels[i] = clip_view(image, clip_size, self.config.data.clip_view)
             sam_pixels[i], resized_hw[i] = sam_view(image, sam_size)
             original_hw[i] = image.shape[:2]
-        tokens, embeddings = generate.encode_images(self.graphdef, self.params, clip_pixels, sam_pixels, resized_hw)
+        tokens, embeddings = self.programs.encode_images(clip_pixels, sam_pixels, resized_hw)
         return EncodedImages(tokens, embeddings, resized_hw, original_hw)
 
     def decode(self, images, index, embeds, rows):
@@ -251,7 +260,7 @@ class Model:
         for row, e in enumerate(embeds):
             padded[row, : len(e)], valid[row, : len(e)] = e.reshape(len(e), width), True
         image = np.array(index + [0] * (rows - len(index)), np.int32)
-        low_res = jax.device_get(generate.decode_masks(self.graphdef, self.params, images.embeddings, image, padded, valid))
+        low_res = jax.device_get(self.programs.decode_masks(images.embeddings, image, padded, valid))
         return [low_res[row, : len(e)] for row, e in enumerate(embeds)]
 
     def span(self, text, char_span, low_res, tag_confidence, images, index):
@@ -276,15 +285,15 @@ class Model:
         return score, "ok" if score >= self.min_score else "low_confidence"
 
 
-@functools.cache
-def _graphdef(config):
-    """Graph definition of a PlumConfig; a second checkpoint of the same config need not trace the model again."""
-    return build(config)[0]
+def _live_programs(loaded):
+    from plum_jax.generate import LivePrograms
+
+    return LivePrograms.of(loaded)
 
 
 def load(checkpoint="tiny", **options):
     """A run folder, base weights or the word `tiny` (what quickstart trained) -> Model. UserError when there is no such one."""
-    from plum_jax.checkpoint import load_model
+    from plum_jax.loading import load_model
 
     return Model(load_model(checkpoint), **options)
 
@@ -325,6 +334,11 @@ def pad_rows(rows, count, bucket):
     return padded, np.array([len(row) for row in rows], np.int32)
 
 
+def characters(start, end, offsets):
+    """Range of generated tokens -> characters of the answer; none, (0, 0), where it starts before the answer."""
+    return (offsets[start][0], offsets[end - 1][1]) if start >= 0 else (0, 0)
+
+
 def pool(features, ranges):
     """features [T, W], token ranges -> float32[n, W]: the mean over each range, a span's prompt (M 3.3)."""
     return np.stack([features[a:b].mean(0) for a, b in ranges]) if ranges else np.zeros((0, features.shape[-1]), np.float32)
@@ -350,35 +364,3 @@ def token_offsets(tokenizer, tokens):
         offsets.append((start, end))
         start = end
     return text, offsets
-
-
-def original_logits(low_res, resized_hw, original_hw, image_size):
-    """NumPy twin of `resize.to_original` for one mask and any size: nothing is compiled per size, no canvas bounds it.
-
-    The two resize matrices are sparse (bilinear: a few entries in a row), which makes this cheap for large photographs too.
-
-    Args:
-      low_res: float32[h, w] mask logits of the padded square. resized_hw, original_hw: (h, w) of the image in it and of the
-        original. image_size: side of the square in pixels.
-
-    Returns:
-      float32[H, W].
-    """
-    rows = _axis_matrix(int(original_hw[0]), int(resized_hw[0]), low_res.shape[0], image_size)
-    columns = _axis_matrix(int(original_hw[1]), int(resized_hw[1]), low_res.shape[1], image_size)
-    return (columns @ (rows @ low_res).T).T
-
-
-@functools.lru_cache(maxsize=128)
-def _axis_matrix(original, resized, low, image_size):
-    """Sparse float32[original, low]: low -> image_size, crop to `resized`, -> original (M 4.4)."""
-    return (_resize_matrix(original, resized) @ _resize_matrix(image_size, low)[:resized]).astype(np.float32)
-
-
-def _resize_matrix(out_size, in_size):
-    """Sparse float64[out_size, in_size]: bilinear, half-pixel centres, no antialias."""
-    centre = np.clip((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0, in_size - 1)
-    low = np.floor(centre).astype(int)
-    entries = np.stack([1 - (centre - low), centre - low]).ravel()
-    columns = np.stack([low, np.minimum(low + 1, in_size - 1)]).ravel()
-    return scipy.sparse.csr_array((entries, (np.tile(np.arange(out_size), 2), columns)), shape=(out_size, in_size))

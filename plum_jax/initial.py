@@ -1,5 +1,8 @@
 """Where a run starts: parameters from the base weights that its config names, everything else from its seed."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +10,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plum_jax import base as base_weights
 from plum_jax import selfcheck
-from plum_jax.config_io import apply_override, load_config
+from plum_jax.config_io import apply_override, flatten, load_config
 from plum_jax.errors import UserError
 from plum_jax.models import plum
-from plum_jax.params import partition
+from plum_jax.params import INT8_SCALES, partition
+from plum_jax.quantize import quantize_weight
 
-OF_THE_RUN = ("dtype", "remat", "llama.lora_rank", "llama.lora_alpha", "llama.lora_dropout", "tagger.dropout")
+ADAPTERS = ("llama.lora_rank", "llama.lora_alpha")
+OF_THE_RUN = (
+    "llama.int8",
+    "dtype",
+    "logits_dtype",
+    "decoder.pe_dtype",
+    "remat",
+    "llama.lora_dropout",
+    "tagger.dropout",
+    *ADAPTERS,
+)
 
 
 def resolve_config(spec, overrides):
@@ -33,10 +47,11 @@ def resolve_config(spec, overrides):
 def adopt(config, base):
     """Takes from a base what describes its weights; what a run may choose (OF_THE_RUN) stays as the config has it."""
     model = base.config.model.copy_and_resolve_references()
-    kept = OF_THE_RUN if not model.llama.lora_rank else ("dtype", "remat", "llama.lora_dropout", "tagger.dropout")
-    for key in kept:
-        part, _, name = key.rpartition(".")
-        (model[part] if part else model)[name] = (config.model[part] if part else config.model)[name]
+    mine = flatten(config.model)
+    for key in OF_THE_RUN:
+        if key in mine and not (model.llama.lora_rank and key in ADAPTERS):
+            part, _, name = key.rpartition(".")
+            (model[part] if part else model)[name] = mine[key]
     config.model = model
     config.base, config.sha256_of_base = str(base.folder), base.sha256
     config.data.template, config.data.clip_view = base.config.data.template, base.config.data.clip_view
@@ -68,7 +83,7 @@ def load_initial(config, shardings, *, paths=None):
     """Parameters at step 0.
 
     Trainable parameters are float32. Frozen ones keep the type in which the base stores them; without a base they have
-    that of the activations.
+    that of the activations. With `model.llama.int8` the frozen weights that it names are quantised, whatever their source.
 
     Args:
       config: the whole config.
@@ -87,15 +102,31 @@ def load_initial(config, shardings, *, paths=None):
     flat, places = flatten_dict(abstract, sep="/"), flatten_dict(shardings, sep="/")
     wanted = {}
     for path in flat if paths is None else paths:
-        dtype = jnp.dtype(jnp.float32 if path in trainable else _frozen_dtype(path, config, base))
+        dtype = jnp.dtype(jnp.float32 if path in trainable else _frozen_dtype(path, flat[path].dtype, config, base))
         wanted[path] = jax.ShapeDtypeStruct(flat[path].shape, dtype, sharding=places[path])
     stored = {p: x for p, x in wanted.items() if base is not None and p in base.about["parameters"]}
-    found = base_weights.load_parameters(base, stored) if stored else {}
-    found.update(_random(config, {p: x for p, x in wanted.items() if p not in stored}))
+    small = [p for p, x in stored.items() if x.dtype == jnp.int8]
+    found = {p: x for p, x in _quantized(base, small, places).items() if p in wanted}
+    found.update(base_weights.load_parameters(base, {p: x for p, x in stored.items() if p not in small}) if stored else {})
+    found.update(_random(config, {p: x for p, x in wanted.items() if p not in found}))
     return unflatten_dict(found, sep="/")
 
 
-def _frozen_dtype(path, config, base):
+def _quantized(base, paths, places):
+    """Float weights of a base -> {path: int8, path of the scale: float32} on the mesh; one is there as float at a time."""
+    found = {}
+    for path in paths:
+        shape, dtype = (base.about["parameters"][path][key] for key in ("shape", "dtype"))
+        weight = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=places[path])
+        for name, x in quantize_weight(path, base_weights.load_parameters(base, {path: weight})[path]).items():
+            found[name] = jax.device_put(x, places[name])
+    return found
+
+
+def _frozen_dtype(path, built, config, base):
+    """`built` is the dtype of the parameter in a new model: int8 weights and their scales keep it."""
+    if built == jnp.int8 or re.search(INT8_SCALES, path):
+        return built
     if base is not None and path in base.about["parameters"]:
         return base.about["parameters"][path]["dtype"]
     return config.model.dtype
@@ -132,12 +163,21 @@ def check_loaded(base, params):
     Raises:
       UserError: they differ.
     """
-    flat = flatten_dict(params, sep="/")
-
-    def take(path, layers):
-        return flat[path] if layers is None else flat[path][np.array(layers)]
-
+    config, flat = plum.PlumConfig.from_dict(base.config.model), flatten_dict(params, sep="/")
+    paths = selfcheck.parameters(config, base.missing)
+    int8 = any(flat[path].dtype == jnp.int8 for path in paths)
+    take = functools.partial(_chosen_layers, base, config, flat) if int8 else flat.get
     with np.load(base.folder / "check.npz") as file:
         stored = dict(file)
-    found = selfcheck.outputs(plum.PlumConfig.from_dict(base.config.model), base.missing, take)
+    found = selfcheck.outputs(config, base.missing, {path: take(path) for path in paths}, chosen=int8)
     selfcheck.compare(found, stored, base.folder)
+
+
+def _chosen_layers(base, config, flat, path):
+    """The layers of a parameter that the check reads; weights that are int8 here come from the file, where they are exact."""
+    layers = selfcheck.layers_of(config, path)
+    if flat[path].dtype != jnp.int8:
+        return flat[path] if layers is None else flat[path][np.array(layers)]
+    keys = [(path, layer) for layer in (layers or [None])]
+    found = base_weights.read_slices(base.folder / "params", base.about["parameters"], keys)
+    return found[path, None] if layers is None else np.stack([found[key] for key in keys])

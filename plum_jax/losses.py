@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plum_jax.precision import rounded
+
 EPSILON = 1e-6
 
 
-def language_loss(logits, tokens, weight):
-    """logits [..., V] for each token's predecessor, tokens int[...], weight float[...] -> (sum, weight)."""
+def language_loss(logits, tokens, weight, dtype="float32"):
+    """logits [..., V] for each token's predecessor, tokens int[...], weight float[...] -> (sum, weight).
+
+    dtype: of each token's loss (M D38); the mean over tokens stays float32, as its rounding would reach no gradient.
+    """
     nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens)
-    return jnp.sum(nll * weight), jnp.sum(weight)
+    return jnp.sum(rounded(nll, dtype) * weight), jnp.sum(weight)
 
 
 def tag_weights(bio, where, class_weights):
@@ -25,10 +30,10 @@ def tag_weights(bio, where, class_weights):
     return jnp.asarray(class_weights, jnp.float32)[bio] * (where & labelled)
 
 
-def tag_loss(tag_logits, bio, weight):
-    """float32[R, T, 3], int[R, T], float32[R, T] -> (sum, weight): weighted cross entropy over O, B, I."""
-    nll = optax.softmax_cross_entropy_with_integer_labels(tag_logits, bio)
-    return jnp.sum(nll * weight), jnp.sum(weight)
+def tag_loss(tag_logits, bio, weight, dtype="float32"):
+    """float32[R, T, 3], int[R, T], float32[R, T] -> (sum, weight): weighted cross entropy over O, B, I; dtype as above."""
+    nll = optax.softmax_cross_entropy_with_integer_labels(rounded(tag_logits, dtype), bio)
+    return jnp.sum(rounded(nll, dtype) * weight), jnp.sum(weight)
 
 
 def reference_loss(hidden, reference, slots, span_valid):

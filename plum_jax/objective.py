@@ -10,6 +10,7 @@ from plum_jax.models.plum import bind, take_positions
 from plum_jax.params import merge
 from plum_jax.resize import to_original
 from plum_jax.spans import pool_spans, slots_of
+from plum_jax.switches import switch
 
 
 def make_loss(graphdef, config, part_tokens=None):
@@ -34,9 +35,8 @@ def make_loss(graphdef, config, part_tokens=None):
     }
     if config.loss.shape not in ("dice", "focal_tversky"):
         raise UserError(f"config.loss.shape: {config.loss.shape!r} is not known; use 'dice' or 'focal_tversky'")
-    if config.loss.tag_positions not in ("text", "all"):
-        raise UserError(f"config.loss.tag_positions: {config.loss.tag_positions!r} is not known; use 'text' or 'all'")
-    per_micro_batch = config.loss.get("average", "step") == "micro_batch"
+    switch(config.loss, "loss.tag_positions")
+    per_micro_batch = switch(config.loss, "loss.average") == "micro_batch"
 
     def loss_fn(params, frozen, batch, totals, key):
         model = bind(graphdef, merge(params, frozen))
@@ -72,11 +72,11 @@ def forward(model, batch, config, part_tokens, key):
 
     before = take_positions(hidden, jnp.maximum(position - 1, 0))  # the state that predicts each token
     loss_weight = batch.loss_weight.reshape(tokens.shape)
-    terms["language"] = losses.language_loss(model.logits(before), tokens, loss_weight)
+    terms["language"] = losses.language_loss(model.logits(before), tokens, loss_weight, model.config.logits_dtype)
 
     valid = jnp.arange(hidden.shape[1]) < lengths[:, None]
     tag_logits = model.tag_logits(hidden, valid, key=key_tagger)
-    terms["tag"], metrics["tag_accuracy"] = _tag_terms(tag_logits, bio, token_valid, position, loss_config)
+    terms["tag"], metrics["tag_accuracy"] = _tag_terms(model, tag_logits, bio, token_valid, position, loss_config)
 
     slots = jax.vmap(lambda s: slots_of(s, batch.span_valid.shape[-1]))(batch.span_of_token.reshape(tokens.shape))
     text_hidden = take_positions(hidden, position)
@@ -92,7 +92,7 @@ def forward(model, batch, config, part_tokens, key):
     return terms, metrics
 
 
-def _tag_terms(tag_logits, bio, token_valid, position, loss_config):
+def _tag_terms(model, tag_logits, bio, token_valid, position, loss_config):
     """-> (tag loss, accuracy over tokens of spans)."""
     if loss_config.tag_positions == "all":  # the reference's: image, prompt and padding positions too, all O (M D57)
         rows = jnp.arange(bio.shape[0])[:, None]
@@ -103,7 +103,8 @@ def _tag_terms(tag_logits, bio, token_valid, position, loss_config):
     weight = losses.tag_weights(bio, where, loss_config.tag_class_weights)
     in_span = (bio > 0) & where
     right = (tag_logits.argmax(-1) == bio) & in_span
-    return losses.tag_loss(tag_logits, bio, weight), (right.sum().astype(jnp.float32), in_span.sum().astype(jnp.float32))
+    loss = losses.tag_loss(tag_logits, bio, weight, model.config.logits_dtype)
+    return loss, (right.sum().astype(jnp.float32), in_span.sum().astype(jnp.float32))
 
 
 def _mask_terms(model, batch, text_hidden, slots, config):
@@ -142,7 +143,7 @@ def _mask_terms(model, batch, text_hidden, slots, config):
             alpha=c.tversky_alpha,
             beta=c.tversky_beta,
             gamma=c.tversky_gamma,
-            clamp=c.get("tversky_clamp", True),
+            clamp=switch(c, "loss.tversky_clamp"),
         )
     bce, iou = losses.bce_loss(logits, target, inside), losses.mask_iou(logits, target, inside)
 
@@ -155,7 +156,7 @@ def _mask_terms(model, batch, text_hidden, slots, config):
 def _word_embeds(model, part_tokens):
     """int[K, L] padded with -1 -> [K, D]: mean embedding of each word's tokens."""
     valid = part_tokens >= 0
-    embeds = model.llama.embed[...][jnp.maximum(part_tokens, 0)] * valid[..., None]
+    embeds = model.llama.token_embeddings(jnp.maximum(part_tokens, 0)) * valid[..., None]
     return embeds.sum(1) / jnp.maximum(valid.sum(1, keepdims=True), 1)
 
 

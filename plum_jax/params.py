@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+INT8_SCALES = r"(kernel|embed)_scale$"
+
 
 def partition(params, trainable):
     """Nested dictionary -> (trainable, frozen), by a regular expression searched in paths ('llama/layers/q_proj/lora_a')."""
@@ -25,5 +27,7 @@ def count(params):
 
 
 def cast(params, dtype):
-    """Floating-point leaves in another dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    """Floating-point leaves in another dtype, but for the scales of int8 weights: few bytes, and the precision of many."""
+    flat = flatten_dict(params, sep="/")
+    keep = {k for k, x in flat.items() if re.search(INT8_SCALES, k) or not jnp.issubdtype(x.dtype, jnp.floating)}
+    return unflatten_dict({k: x if k in keep else x.astype(dtype) for k, x in flat.items()}, sep="/")

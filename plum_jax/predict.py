@@ -16,9 +16,11 @@ from plum_jax import __version__, cli, config_io, console
 from plum_jax.errors import UserError
 from plum_jax.evaluate import add_checkpoint_flags, check_random, eval_config
 from plum_jax.run_record import RunRecord, write_json, write_text
+from plum_jax.switches import switch
 
 FORMATS = ("coco", "overlay")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SWITCHES = ("data.tokenizer_flavour", "eval.span_scope", "eval.feedback")  # that change what is predicted
 LONGEST_NAME = 200  # bytes of an overlay's name; most disks take 255
 PARTIAL = "records.jsonl"  # one finished image a line; what a later run continues from
 
@@ -58,8 +60,8 @@ def main(argv=None):
 def load(args, overrides):
     """Model for the arguments, with the header printed. UserError for a prompt, checkpoint or override that cannot be used."""
     from plum_jax.cache import enable_compilation_cache
-    from plum_jax.checkpoint import load_model
     from plum_jax.inference import Model, check_prompt
+    from plum_jax.loading import load_model
 
     check_prompt(args.prompt, "--prompt")
     enable_compilation_cache()
@@ -142,6 +144,7 @@ def predict(model, paths, prompt, out, *, formats=FORMATS, batch_size=8, max_new
         "checkpoint": model.sha256, "prompt": prompt, "batch_size": batch_size, "min_score": model.min_score,
         "calibrated": model.calibrated, "max_new_tokens": max_new_tokens,
         "formats": list(formats), "images": names,
+        **{name: switch(model.config[name.partition(".")[0]], name) for name in SWITCHES},
     }  # fmt: skip
     done = Journal(out / PARTIAL, settings)
     starts = [s for s in range(0, len(paths), batch_size) if any(n not in done for n in names[s : s + batch_size])]

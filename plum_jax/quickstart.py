@@ -68,7 +68,7 @@ def quickstart(out, config, *, data=None, split_sizes=SPLITS):
     Returns:
       What results.json holds, or None when training was preempted.
     """
-    from plum_jax import checkpoint, console
+    from plum_jax import checkpoint, console, loading
     from plum_jax.cache import enable_compilation_cache
     from plum_jax.report import write_report
     from plum_jax.run_record import RunRecord, write_json
@@ -85,8 +85,8 @@ def quickstart(out, config, *, data=None, split_sizes=SPLITS):
             if train(config, run).preempted:
                 return None
         with stage(record, 3, "evaluate"):
-            before = evaluate(checkpoint.initial_model(config), config, run, "test")
-            trained = checkpoint.load_model(run)
+            before = evaluate(loading.initial_model(config), config, run, "test")
+            trained = loading.load_model(run)
             evaluate(trained, config, run, "val", calibrate=True)
             after = evaluate(trained, config, run, "test")
             checkpoint.install_tiny(run)

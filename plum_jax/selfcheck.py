@@ -1,5 +1,5 @@
-"""A second's worth of outputs that base weights must give again after they are loaded: the first and the last layer of
-each tower on a few fixed inputs, and all heads. Written by `plum convert`, compared by whoever loads the folder."""
+"""A second's worth of outputs that base weights must give again after they are loaded: a layer of each tower on a few fixed
+inputs, and all heads. Written by `plum convert`, compared by whoever loads the folder."""
 
 import dataclasses
 import functools
@@ -15,14 +15,16 @@ from plum_jax.models import plum
 from plum_jax.models.layers import run_stack
 
 TOKENS = 8
+WORDS = 128  # rows of the token table and columns of the head that take part
 TOLERANCE = 2e-3  # of the largest value: another processor adds in another order; a changed weight shows far above
 
 
 def small(config):
-    """PlumConfig with the first and the last layer of each tower; float32."""
+    """PlumConfig with one layer of the decoder, two of each vision tower and few words; float32."""
+    words = min(WORDS, config.llama.vocab_size)
     return dataclasses.replace(
         config,
-        llama=dataclasses.replace(config.llama, depth=2),
+        llama=dataclasses.replace(config.llama, depth=1, vocab_size=words, vocab_multiple=words),
         clip=dataclasses.replace(config.clip, depth=2),
         sam=dataclasses.replace(config.sam, depth=2, global_blocks=(1,)),
         dtype="float32",
@@ -33,44 +35,60 @@ def small(config):
 STACKS = ("llama/layers/", "clip/layers/", "sam_encoder/window_blocks/", "sam_encoder/global_blocks/")
 
 
-def slices(config, path):
+def layers_of(config, path):
     """Which layers of a parameter the check reads; None for the whole of an unstacked one or of a short stack."""
     if not path.startswith(STACKS):
         return None
-    depth = {"llama": config.llama.depth, "clip": config.clip.depth}.get(path.partition("/")[0])
-    if depth is None:
-        whole = len(config.sam.global_blocks)
-        return (0,) if "window" in path else (whole - 1,)
-    return 0, depth - 1
+    if path.startswith("clip/"):
+        return 0, config.clip.depth - 1
+    last = config.llama.depth if path.startswith("llama/") else len(config.sam.global_blocks)
+    return (0,) if "window_blocks" in path else (last - 1,)
 
 
-def outputs(config, missing, take):
+def _words_of(config, path, x):
+    """The rows of the token table or the columns of the head that take part; any other parameter as it is."""
+    words = min(WORDS, config.llama.vocab_size)
+    if path == "llama/embed":
+        return x[:words]
+    return x[:, :: config.llama.vocab_size // words][:, :words] if path == "llama/lm_head/kernel" else x
+
+
+def parameters(config, missing):
+    """Paths of the parameters that the check reads: not those of parts that start random, no adapters."""
+    flat = flatten_dict(plum.build(small(config))[1], sep="/")
+    return [path for path in flat if path.partition("/")[0] not in missing and "/lora_" not in path]
+
+
+def outputs(config, missing, params, *, chosen):
     """Runs the check.
 
     Args:
       config: PlumConfig. missing: parts that start random, which are left out.
-      take: (path, layers or None) -> array; with layers, of these layers, stacked.
+      params: {path: array} with the paths of `parameters`.
+      chosen: whether stacked parameters hold the layers of `layers_of` alone; False: they are whole.
 
     Returns:
       {name: float32 array}.
     """
-    reduced = small(config)
-    graphdef, abstract = plum.build(reduced)
-    have = [path for path in flatten_dict(abstract, sep="/") if path.partition("/")[0] not in missing and "/lora_" not in path]
-    params = {path: jnp.asarray(take(path, slices(config, path))).astype(jnp.float32) for path in have}
-    absent = {path: jnp.zeros(x.shape) for path, x in flatten_dict(abstract, sep="/").items() if path not in params}
-    params = unflatten_dict({**params, **absent}, sep="/")
-    return jax.device_get(_run(graphdef, tuple(missing), params))
+    graphdef, abstract = plum.build(small(config))
+    shapes = tuple((path, x.shape) for path, x in flatten_dict(abstract, sep="/").items())
+    picks = tuple((path, None if chosen else layers_of(config, path)) for path in parameters(config, missing))
+    return jax.device_get(_run(graphdef, config, tuple(missing), shapes, picks, params))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(graphdef, missing, params):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _run(graphdef, config, missing, shapes, picks, params):
+    flat = {path: jnp.zeros(shape) for path, shape in shapes}
+    for path, layers in picks:
+        x = params[path] if layers is None else jnp.stack([params[path][i] for i in layers])
+        flat[path] = _words_of(config, path, x).astype(jnp.float32)
+    params = unflatten_dict(flat, sep="/")
     model = plum.bind(graphdef, params)
     c = model.config
     with jax.default_matmul_precision("highest"):
         tokens = jnp.arange(1, TOKENS + 1)[None] % c.llama.vocab_size
         hidden = model.hidden(model.llama.embed[...][tokens], jnp.array([TOKENS]), adapter=False)
-        found = {"hidden": hidden, "logits": model.logits(hidden)[..., : c.llama.vocab_size : 97]}
+        found = {"hidden": hidden, "logits": model.logits(hidden)}
         patches = _wave(1, c.clip.grid**2 + 1, c.clip.width)
         found["clip"] = run_stack(model.clip.layers, model.clip.norm(patches + model.clip.position_embed[...]))[:, ::16]
         found["sam"] = _sam(model, c.sam)

@@ -4,8 +4,8 @@ import math
 import re
 
 from plum_jax.errors import UserError
+from plum_jax.switches import check_switches
 
-CLIP_VIEWS = ("pad", "center_crop")
 AT_LEAST_ONE = (
     "train.steps", "train.log_every", "train.save_every", "train.keep", "data.global_batch", "data.micro_batches",
     "data.conversations", "data.max_tokens", "data.max_spans", "data.max_masks",
@@ -35,10 +35,13 @@ def check_settings(config):
     _check_pair("canvas", data.canvas, "height and width in pixels, such as (128, 128)", all(x > 0 for x in data.canvas))
     grounded = len(data.grounded) == 2 and 0 < data.grounded[0] <= data.grounded[1]
     _check_pair("grounded", data.grounded, "(n, m) with 1 <= n <= m: n of every m images have masks", grounded)
-    if data.clip_view not in CLIP_VIEWS:
-        raise UserError(f"config.data.clip_view: {data.clip_view!r} is not known; use {' or '.join(CLIP_VIEWS)}")
+    check_switches(config)
     if not 0 < config.optim.lr < math.inf:
         raise UserError(f"config.optim.lr: {config.optim.lr} is not a learning rate; set it to a positive number")
+    if not 0 <= config.optim.clip_norm < math.inf:
+        raise UserError(
+            f"config.optim.clip_norm: {config.optim.clip_norm} is not a norm; set it to a positive number, or 0 for none"
+        )
     try:
         re.compile(config.trainable)
     except re.error as error:
@@ -50,6 +53,18 @@ def check_settings(config):
 def _check_pair(name, value, form, good):
     if len(value) != 2 or not good:
         raise UserError(f"config.data.{name}: {tuple(value)} is wrong; give {form}")
+
+
+def check_gradients(config, trainable):
+    """UserError when a trainable parameter (of a nested dictionary of shapes) is int8: such weights have no gradient."""
+    from flax.traverse_util import flatten_dict
+
+    paths = [path for path, x in flatten_dict(trainable, sep="/").items() if x.dtype == "int8"]
+    if paths:
+        raise UserError(
+            f"config.trainable: {config.trainable!r} matches {paths[0]}, which is int8 and has no gradient; name adapters and "
+            "heads only, such as 'lora_|span_tagger|feedback', or set config.model.llama.int8 to False"
+        )
 
 
 def check_split(config, mesh):

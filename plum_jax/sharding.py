@@ -12,8 +12,11 @@ AXES = ("data", "fsdp", "tensor")
 
 RULES = (  # first match wins; specs name the trailing axes, a leading layer axis stays whole
     (r"llama/embed$", P("tensor", "fsdp")),  # the vocabulary is padded: a sharded axis must divide evenly
+    (r"llama/embed_scale$", P("tensor")),  # of int8 weights: one scale per row of the table, per output of a kernel
     (r"llama/.*((q|k|v|gate|up)_proj|lm_head)/kernel$", P("fsdp", "tensor")),
+    (r"llama/.*((q|k|v|gate|up)_proj|lm_head)/kernel_scale$", P("tensor")),
     (r"llama/.*(o|down)_proj/kernel$", P("tensor", "fsdp")),
+    (r"llama/.*(o|down)_proj/kernel_scale$", P("fsdp")),
     (r"(q_proj|v_proj)/lora_b$", P(None, "tensor")),
     (r"", P()),
 )

@@ -156,13 +156,16 @@ def _plan(config, mesh, part_words):
     from plum_jax.objective import make_loss
     from plum_jax.optim import make_optimizer
     from plum_jax.params import count, partition
+    from plum_jax.settings import check_gradients
     from plum_jax.sharding import tree_sharding
+    from plum_jax.switches import switch
     from plum_jax.train_step import init_state, make_train_step
 
     graphdef, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
     trainable, _ = partition(abstract, config.trainable)
     if not trainable:
         raise UserError(f"config.trainable: {config.trainable!r} matches no parameter; use a regular expression on their paths")
+    check_gradients(config, trainable)
     tx, schedule = make_optimizer(config.optim, config.train.steps)
     init = functools.partial(init_state, tx=tx)
     shapes = jax.eval_shape(init, trainable)
@@ -170,7 +173,8 @@ def _plan(config, mesh, part_words):
     length = max(map(len, part_words))
     part_tokens = np.array([ids + [-1] * (length - len(ids)) for ids in part_words], np.int32)
     loss_fn, totals = make_loss(graphdef, config, part_tokens)
-    step_fn = make_train_step(loss_fn, totals, tx, sharding)
+    accumulate_dtype = switch(config.optim, "optim.accumulate_dtype")
+    step_fn = make_train_step(loss_fn, totals, tx, sharding, accumulate_dtype=accumulate_dtype)
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps)))
     return _Plan(abstract, shapes, sharding, init, step_fn, rates, count(abstract), count(trainable))
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plum_jax.precision import rounded
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -28,7 +30,7 @@ def sum_over(fn, items):
     return jax.lax.scan(lambda total, item: (jax.tree.map(jnp.add, total, fn(item)), None), zero, items)[0]
 
 
-def make_train_step(loss_fn, count, tx, state_sharding=None):
+def make_train_step(loss_fn, count, tx, state_sharding=None, *, accumulate_dtype="float32"):
     """The jitted update.
 
     Args:
@@ -37,6 +39,8 @@ def make_train_step(loss_fn, count, tx, state_sharding=None):
       count: batches with a leading micro-batch axis -> totals.
       tx: optax transformation.
       state_sharding: pinned so that XLA cannot return the state in a layout that compiles a second time.
+      accumulate_dtype: of the sum of gradients over micro-batches; "bfloat16" also rounds each of them, as a bf16 run of
+        the reference does (M 7.3, M D14).
 
     Returns:
       (state, frozen, batches, key) -> (state, metric sums). The state is donated.
@@ -49,9 +53,11 @@ def make_train_step(loss_fn, count, tx, state_sharding=None):
 
         def gradient(item):
             batch, item_key = item
-            return jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch, totals, item_key)
+            grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, frozen, batch, totals, item_key)
+            return jax.tree.map(lambda g: rounded(g, accumulate_dtype).astype(accumulate_dtype), grads), sums
 
         grads, sums = sum_over(gradient, (batches, keys))
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), sums

@@ -37,7 +37,7 @@ def roughen(params, seed):
 
 @functools.cache
 def loaded(seed=0):
-    """What checkpoint.load_model returns, with random parameters: words, tags and masks without sense."""
+    """What loading.load_model returns, with random parameters: words, tags and masks without sense."""
     c = config()
     params = roughen(init_params(PlumConfig.from_dict(c.model.to_dict()), seed), seed)
     return SimpleNamespace(config=c, params=params, tokenizer=load_tokenizer("tiny"), path="", sha256="random", step=0)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from plum_jax import checkpoint
+from plum_jax import checkpoint, loading
 from plum_jax.config_io import load_config
 from plum_jax.errors import UserError
 from plum_jax.optim import make_optimizer
@@ -149,7 +149,7 @@ def trained(tmp_path_factory):
     """(run folder, config, initial parameters) of a small model whose language model alone is trainable."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = load_config("tiny", [*SMALL, "trainable=llama"])
-    params = checkpoint.initial_model(config).params
+    params = loading.initial_model(config).params
     state = init_state({"llama": jax.tree.map(lambda x: x + 1, params["llama"])}, make_optimizer(config.optim, 10)[0])
     checkpoint.write_config(folder, config)
     with checkpoint.open_checkpoints(folder, config) as checkpointer:
@@ -168,36 +168,36 @@ def run_folder(trained, tmp_path, monkeypatch):
 
 def test_load_model_joins_trained_and_frozen_parameters(run_folder):
     folder, config, params = run_folder
-    loaded = checkpoint.load_model(folder)
+    loaded = loading.load_model(folder)
     assert loaded.step == 4 and loaded.config == config and len(loaded.sha256) == 64
     assert len(loaded.tokenizer) == config.model.llama.vocab_size
     equal(loaded.params, {**params, "llama": jax.tree.map(lambda x: x + 1, params["llama"])})
-    assert checkpoint.load_model(folder / "checkpoints" / "2").step == 2
+    assert loading.load_model(folder / "checkpoints" / "2").step == 2
 
 
 def test_the_word_tiny_is_the_installed_run(run_folder):
     with pytest.raises(UserError, match="run `plum quickstart` once"):
-        checkpoint.load_model("tiny")
+        loading.load_model("tiny")
     checkpoint.install_tiny(run_folder[0])
     folder = checkpoint.install_tiny(run_folder[0])  # a second time replaces the first
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
-    loaded = checkpoint.load_model("tiny")
-    assert loaded.step == 4 and loaded.sha256 == checkpoint.load_model(run_folder[0]).sha256
+    loaded = loading.load_model("tiny")
+    assert loaded.step == 4 and loaded.sha256 == loading.load_model(run_folder[0]).sha256
 
 
 def test_folders_that_hold_no_model(run_folder, tmp_path):
     with pytest.raises(UserError, match="no such checkpoint folder"):
-        checkpoint.load_model(tmp_path / "nowhere")
+        loading.load_model(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no finished checkpoint"):
-        checkpoint.load_model(tmp_path / "empty")
+        loading.load_model(tmp_path / "empty")
 
 
 def test_damaged_model_names_the_step_before(run_folder):
     folder = run_folder[0] / "checkpoints" / "4"
     cut(biggest(folder / "state"))
     with pytest.raises(UserError, match="cannot be read.*try .*checkpoints/2"):
-        checkpoint.load_model(run_folder[0])
+        loading.load_model(run_folder[0])
 
 
 @pytest.mark.parametrize("name", ["state", "config", "state/_METADATA"])
@@ -205,7 +205,7 @@ def test_a_model_without_a_part_says_so_in_plain_words(run_folder, name):
     part = run_folder[0] / "checkpoints" / "4" / name
     shutil.rmtree(part) if part.is_dir() else part.write_bytes(bytes(2000))
     with pytest.raises(UserError, match="checkpoints/4: .*missing or damaged; try .*checkpoints/2") as caught:
-        checkpoint.load_model(run_folder[0] / "checkpoints" / "4")
+        loading.load_model(run_folder[0] / "checkpoints" / "4")
     assert "Error" not in str(caught.value)
 
 
@@ -215,7 +215,7 @@ def test_parameters_that_are_not_finite_are_refused(run_folder):
     with checkpoint.open_checkpoints(folder, config) as checkpointer:
         checkpoint.save(checkpointer, 6, state, config, force=True)
     with pytest.raises(UserError, match="missing or damaged"):
-        checkpoint.load_model(folder)
+        loading.load_model(folder)
 
 
 def test_parameters_of_another_model_are_refused(run_folder):
@@ -225,4 +225,4 @@ def test_parameters_of_another_model_are_refused(run_folder):
     with checkpoint.open_checkpoints(folder, config) as checkpointer:
         checkpoint.save(checkpointer, 6, state, wider, force=True)
     with pytest.raises(UserError, match="3 parameters do not fit the config"):
-        checkpoint.load_model(folder)
+        loading.load_model(folder)

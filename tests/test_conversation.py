@@ -146,3 +146,26 @@ def test_keep_spans_closes_up(tokenizer):
     encoded = keep_spans(encode([(QUESTION, ANSWER)], tokenizer, "llava_v1", spans(ANSWER, PARTS)), [0, 2])
     assert words(encoded, tokenizer) == ["wheel", "cab"]
     assert ((encoded.bio > 0) == (encoded.span_of_token > 0)).all()
+
+
+def test_the_slow_flavour_strips_white_space_beside_the_image_tokens(tokenizer):
+    """No lone prefix before <im_start>, neither prefix nor newline after <im_end>, whose next word gets its own (M 1.6)."""
+    turns = [(QUESTION, ANSWER), ("And?", None)]
+    fast, slow = (encode(turns, tokenizer, "llava_v1", spans(ANSWER, PARTS), flavour=flavour) for flavour in ("fast", "slow"))
+    at = fast.image_position
+    assert slow.image_position == at - 1
+    names, slow_names = (tokenizer.convert_ids_to_tokens(x.tokens.tolist()) for x in (fast, slow))
+    assert names[at - 4 : at] == ["▁USER", ":", "▁", "<im_start>"]
+    assert names[at + 1 : at + 4] == ["<im_end>", "▁", "<0x0A>"]
+    assert slow_names[at - 4 : at - 1] == ["▁USER", ":", "<im_start>"]
+    assert slow_names[at : at + 2] == ["<im_end>", "▁What"]
+    rest, slow_rest = names.index("▁visible"), at + 2
+    assert slow_names[slow_rest:] == names[rest:] and slow_names[: at - 2] == names[: at - 2]
+    for name in ("bio", "span_of_token", "loss_weight"):
+        np.testing.assert_array_equal(getattr(slow, name)[slow_rest:], getattr(fast, name)[rest:])
+    assert words(slow, tokenizer) == list(PARTS)
+    assert render([(f"{IMAGE}\nWhat?", "It is.")], "brief", "slow").text == (
+        "USER:<im_start><image><im_end>What? ASSISTANT: It is.</s>"
+    )
+    text_only = [("Hello", "Yes")]
+    assert render(text_only, "brief", "slow") == render(text_only, "brief")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from plum_jax import base, checkpoint, cli, initial
+from plum_jax import base, cli, initial, loading
 from plum_jax.convert import command
 from plum_jax.convert.pipeline import convert
 from plum_jax.errors import UserError
@@ -31,7 +31,7 @@ def converted(sources, tmp_path_factory):
 
 def check(folder, want, *, missing=()):
     """The folder loads, passes its self-check, and holds exactly these parameters."""
-    loaded = checkpoint.load_model(folder)
+    loaded = loading.load_model(folder)
     got = flatten_dict(loaded.params, sep="/")
     assert loaded.missing == tuple(missing)
     assert got.keys() == want.keys()
@@ -83,7 +83,7 @@ def test_bf16_rounds_towers_and_leaves_heads(sources, tmp_path):
     convert(fixtures.arguments(tmp_path / "base", plum=paths["plum"], clip=paths["clip"], dtype="bf16"))
     import ml_dtypes
 
-    loaded = flatten_dict(checkpoint.load_model(tmp_path / "base").params, sep="/")
+    loaded = flatten_dict(loading.load_model(tmp_path / "base").params, sep="/")
     for path, array in loaded.items():
         tower = path.startswith(("llama/", "clip/", "sam_encoder/", "projector/"))
         assert array.dtype == ("bfloat16" if tower else "float32"), path
@@ -202,7 +202,7 @@ def test_a_changed_weight_is_noticed_when_the_folder_is_loaded(converted, tmp_pa
         stored = dict(file)
     np.savez(tmp_path / "base" / "check.npz", **{**stored, "tags": stored["tags"] + 0.05 * np.abs(stored["tags"]).max()})
     with pytest.raises(UserError, match="do not give the outputs that were stored with them .tags."):
-        checkpoint.load_model(opened.folder)
+        loading.load_model(opened.folder)
 
 
 def test_damaged_files_are_named(converted, tmp_path):
@@ -211,10 +211,10 @@ def test_damaged_files_are_named(converted, tmp_path):
         if file.is_file() and file.stat().st_size > 10_000:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="files are missing or damaged"):
-        checkpoint.load_model(tmp_path / "base")
+        loading.load_model(tmp_path / "base")
     (tmp_path / "base" / "base.json").write_text("{")
     with pytest.raises(UserError, match="base.json or config.json is missing or damaged"):
-        checkpoint.load_model(tmp_path / "base")
+        loading.load_model(tmp_path / "base")
 
 
 def test_other_weights_in_the_same_place_are_refused(converted):

@@ -2,14 +2,15 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from plum_jax import cli, coco, evaluate
-from plum_jax.checkpoint import LoadedModel
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
 from plum_jax.inference import Model
+from plum_jax.loading import LoadedModel
 from tests import eval_fixtures
 
 GROUPS = ("mask_macro", "mask_micro", "part_text", "random_part_text", "mc_part_text", "mc_object_text")
@@ -213,7 +214,7 @@ def test_bad_input_is_one_sentence_and_status_2(run, model, tmp_path, capsys):
 )
 def test_bad_arguments_write_nothing(args, said, run, tmp_path, capsys, monkeypatch):
     loaded = LoadedModel(**vars(eval_fixtures.loaded()))
-    monkeypatch.setattr("plum_jax.checkpoint.load_model", lambda path: loaded)
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: loaded)
     common = ["partonomy", "--checkpoint", "x", "--data", str(run[0]), "--out", str(tmp_path / "o")]
     assert cli.run(evaluate.main, [*common, *args], name="evaluate") == 2
     error = capsys.readouterr().err
@@ -228,3 +229,52 @@ def test_config_of_another_model_is_refused():
         evaluate.eval_config(saved, "configs/tiny.py", [])
     with pytest.raises(UserError, match="min_score"):
         evaluate.eval_config(saved, None, ["eval.minscore=0.3"])
+
+
+@pytest.fixture(scope="module")
+def faithful_run(run, tmp_path_factory):
+    """The same evaluation with the reference's switches -> (results, records)."""
+    loaded = eval_fixtures.loaded()
+    config = loaded.config.copy_and_resolve_references()
+    config.eval.update(mc_score="full_mean", mc_dtype="bfloat16", tie="first", span_scope="all", feedback=False)
+    out = tmp_path_factory.mktemp("faithful")
+    loaded = type(loaded)(**{**vars(loaded), "config": config})
+    return evaluate.evaluate_folder(loaded, run[0], "test", out, log=None), read(out)
+
+
+def test_faithful_scores_are_those_of_a_bf16_run(run, faithful_run):
+    """On a grid of 8 binary digits, the lowest one wins, the first of equals (M D24)."""
+    results, records = faithful_run
+    chosen = {"mc_score": "full_mean", "mc_dtype": "bfloat16", "tie": "first", "span_scope": "all", "feedback": False}
+    assert chosen.items() <= results["settings"].items() and run[3]["settings"]["mc_dtype"] == "float32"
+    for record, before in zip(records, run[4], strict=True):
+        scores = np.array(record["scores"]["full_mean"], np.float32)
+        np.testing.assert_array_equal(scores, scores.astype(ml_dtypes.bfloat16).astype(np.float32))
+        np.testing.assert_allclose(scores, before["scores"]["full_mean"], rtol=2**-7)
+        assert record["predicted"] == record["predicted_published"] == int(np.argmin(scores))
+
+
+def test_faithful_spans_cover_the_whole_row(run, faithful_run):
+    """Tags outside the answer give masks that name nothing (M D27); those inside are the same."""
+    unnamed = 0
+    for record, before in zip(faithful_run[1], run[4], strict=True):
+        end = record["end_to_end"]
+        unnamed += sum(span["phrase"] == "" for span in end["spans"])
+        assert all(span["part"] is None for span in end["spans"] if span["phrase"] == "")
+        if record["predicted"] == before["predicted"]:
+            places = [tuple(span["char"]) for span in end["spans"]]
+            assert {tuple(span["char"]) for span in before["end_to_end"]["spans"][1:]} <= set(places)
+            assert end["span_counts"]["predicted"] >= before["end_to_end"]["span_counts"]["predicted"]
+    assert unnamed and all(span["phrase"] for record in run[4] for span in record["end_to_end"]["spans"])
+
+
+def test_faithful_masks_see_no_other_mask(run, faithful_run):
+    """The published protocol of a merged checkpoint (M D20): the first mask of an answer is the same, later ones are not."""
+    later = []
+    for record, before in zip(faithful_run[1], run[4], strict=True):
+        pairs = list(zip(record["published"]["spans"], before["published"]["spans"], strict=True))
+        assert [a["phrase"] for a, _ in pairs] == [b["phrase"] for _, b in pairs]
+        same = [(coco.decode(a["mask"]) != coco.decode(b["mask"])).mean() < 1e-3 for a, b in pairs]
+        assert same[0]
+        later += same[1:]
+    assert not all(later)

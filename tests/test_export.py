@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from plum_jax import base, checkpoint
+from plum_jax import base, loading
 from plum_jax.convert.export import export
 from plum_jax.convert.pipeline import convert
 from plum_jax.convert.tensors import read_folder
@@ -90,7 +90,7 @@ def test_llama_and_sam_load_in_transformers_and_compute_the_same(sources, conver
 def test_heads_that_were_never_trained_are_not_exported(sources, tmp_path):
     _, _, paths = sources
     convert(fixtures.arguments(tmp_path / "base", **{flag: paths[flag] for flag in ("llava", "sam", "clip")}))
-    with pytest.raises(UserError, match="span_tagger, span_projector, feedback never trained"):
+    with pytest.raises(UserError, match="span tagger, span projector, mask feedback never trained"):
         export(tmp_path / "base", "plum", tmp_path / "plum")
     assert not (tmp_path / "plum").exists() and not (tmp_path / ".plum.partial").exists()
     export(tmp_path / "base", "hf", tmp_path / "hf")
@@ -113,7 +113,7 @@ def test_adapters_come_back_and_are_folded_into_a_merged_folder(sources, tmp_pat
     (folder / "adapter_config.json").write_text(json.dumps(facts))
     given = dict(plum=paths["plum"], clip=paths["clip"], adapter=folder)
     convert(fixtures.arguments(tmp_path / "kept", **given))
-    loaded = checkpoint.load_model(tmp_path / "kept")
+    loaded = loading.load_model(tmp_path / "kept")
     assert loaded.config.model.llama.lora_alpha == 6 and loaded.config.model.llama.lora_dropout == 0.1
     got = flatten_dict(loaded.params, sep="/")
     for path, array in lora.items():

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from plum_jax import generate
+from plum_jax.evaluation.text import choose
 from plum_jax.models.plum import bind
+from plum_jax.precision import rounded
 from tests.model_fixtures import small_model
 
 CONFIG, GRAPHDEF, PARAMS = small_model()
@@ -80,7 +83,7 @@ def test_readout_equals_whole_rows(scored):
 PROMPTS = [(np.concatenate([PREFIX, random_tokens(n)]), i % 2) for i, n in enumerate((3, 6, 1))]
 
 
-def run(prompts, pad, end_token, limit=7):
+def run(prompts, pad, end_token, limit=7, **options):
     width = max(len(tokens) for tokens, _ in prompts) + pad
     tokens = np.full((len(prompts), width), 4, np.int32)
     for row, (text, _) in enumerate(prompts):
@@ -89,7 +92,7 @@ def run(prompts, pad, end_token, limit=7):
     position = np.full(len(prompts), len(PREFIX) - 1)
     images = IMAGES[[image for _, image in prompts]]
     return jax.device_get(generate.generate(
-        GRAPHDEF, PARAMS, images, tokens, counts, position, max_new_tokens=limit, end_token=end_token
+        GRAPHDEF, PARAMS, images, tokens, counts, position, max_new_tokens=limit, end_token=end_token, **options
     ))  # fmt: skip
 
 
@@ -132,3 +135,57 @@ def test_batched_equals_one_by_one_at_any_padding():
         np.testing.assert_array_equal(alone[0], generated[row])
         np.testing.assert_array_equal(read_alone.labels[0, : n[0]], read.labels[row, : n[0]])
         np.testing.assert_allclose(read_alone.features[0, : n[0]], read.features[row, : n[0]], atol=1e-5)
+
+
+def test_scores_can_have_the_digits_of_a_bf16_run(scored):
+    """Likelihood of each token, their sum and the mean are rounded (M D24): scores on a grid, far apart and often equal."""
+    q, rows, _, exact = scored
+    prefix = generate.run_prefix(GRAPHDEF, PARAMS, IMAGES, PREFIX, dtype="bfloat16")
+    scores = generate.score_choices(GRAPHDEF, PARAMS, prefix, q, dtype="bfloat16")
+    low = lambda x: np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)  # noqa: E731
+    for (g, c), (tokens, answer) in rows.items():
+        _, nll = full_row(tokens, q.image[g])
+        every, said = (low(np.sum([low(x) for t, x in nll.items() if t >= first])) for first in (0, answer))
+        count = sum(t >= answer for t in nll)
+        want = low(every / len(nll)), low(said), low(said / count)
+        got = scores.full_mean[g, c], scores.answer_sum[g, c], scores.answer_mean[g, c]
+        np.testing.assert_allclose(got, want, rtol=2**-8)  # one digit: float32 sums in another order
+        np.testing.assert_array_equal(got, low(got))
+    assert not np.allclose(scores.full_mean, exact.full_mean, rtol=1e-5)
+
+
+def test_choices_that_differ_by_little_tie_in_bfloat16_and_the_first_wins():
+    """Reversing two such choices changes what the reference answers, and nothing in float32."""
+    first, second = np.float32(1.5), np.float32(1.5 - 2**-9)
+    low = jax.jit(rounded, static_argnums=1)
+    for scores in ([first, second], [second, first]):
+        assert choose(scores) == int(np.argmin(scores))
+        assert choose(np.asarray(low(np.array(scores), "bfloat16"))) == 0
+
+
+def test_whole_rows_are_read_out_on_request():
+    generated, count, answers = run(PROMPTS, pad=2, end_token=2)
+    same, _, whole = run(PROMPTS, pad=2, end_token=2, whole_rows=True)
+    np.testing.assert_array_equal(same, generated)
+    for row, (tokens, image) in enumerate(PROMPTS):
+        first, n = len(tokens) + PATCHES - 1, count[row]
+        hidden, _ = full_row(np.concatenate([tokens, generated[row, :n]]), image)
+        tags = jax.nn.softmax(MODEL.tag_logits(hidden, jnp.ones(hidden.shape[:2], bool)))[0]
+        np.testing.assert_array_equal(whole.labels[row, : first + n], tags.argmax(-1))
+        np.testing.assert_allclose(whole.features[row, : first + n], MODEL.project(hidden)[0], atol=1e-5)
+        np.testing.assert_array_equal(whole.labels[row, first : first + n], answers.labels[row, :n])
+
+
+def test_masks_can_be_decoded_without_feedback():
+    """As from a merged checkpoint of the reference (M D20): the first mask is the same, no later one sees it."""
+    grid, width = CONFIG.sam.grid, CONFIG.sam.out_width
+    images = RNG.normal(size=(1, grid, grid, width)).astype(np.float32)
+    embeds = RNG.normal(size=(1, 3, width)).astype(np.float32)
+    decode = lambda e, n, **kw: generate.decode_masks(  # noqa: E731
+        GRAPHDEF, PARAMS, images, np.array([0]), e, np.arange(3)[None] < n, **kw
+    )
+    fed, alone = decode(embeds, 3)[0], decode(embeds, 3, use_feedback=False)[0]
+    np.testing.assert_allclose(alone[0], fed[0], atol=1e-5)
+    for rank in (1, 2):
+        np.testing.assert_allclose(alone[rank], decode(np.roll(embeds, -rank, 1), 1)[0, 0], atol=1e-5)
+        assert np.abs(alone[rank] - fed[rank]).max() > 1e-3

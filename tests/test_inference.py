@@ -127,3 +127,55 @@ def test_token_offsets_cover_the_text():
     assert offsets[0][0] == 0 and offsets[-1] == (len(text), len(text))
     assert all(a[1] == b[0] for a, b in zip(offsets, offsets[1:], strict=False))
     assert inference.token_offsets(tokenizer, []) == ("", [])
+
+
+def with_eval(**changes):
+    """A Model of the same weights with other settings in config.eval."""
+    loaded = eval_fixtures.loaded()
+    config = loaded.config.copy_and_resolve_references()
+    config.eval.update(changes)
+    return inference.Model(type(loaded)(**{**vars(loaded), "config": config}))
+
+
+def test_spans_of_the_whole_row(model, answers):
+    """The reference's scope (M D27): tags in prompt and image give masks without a phrase, before those of the answer."""
+    whole = with_eval(span_scope="all", feedback=False).answer(IMAGES, PROMPTS, batch_size=4)
+    outside = [[span.char_span == (0, 0) for span in answer.spans] for answer in whole]
+    assert any(map(any, outside))
+    for got, want, before in zip(whole, answers, outside, strict=True):
+        assert got.text == want.text
+        assert before == sorted(before, reverse=True)
+        places = {span.char_span for span in got.spans}
+        assert {span.char_span for span in want.spans[1:]} <= places  # the first may have begun in the prompt
+        for span in got.spans:
+            if span.phrase:
+                assert (got.mask_for(span.char_span).mask != span.mask).mean() < 1e-3
+        assert got.show() and len(got.to_coco()["annotations"]) == sum(span.status == "ok" for span in got.spans)
+
+
+def test_masks_without_feedback(answers):
+    """As from a merged checkpoint of the reference (M D20): only masks behind another one change."""
+    alone = with_eval(feedback=False).answer(IMAGES, PROMPTS, batch_size=4)
+    changed = 0
+    for got, want in zip(alone, answers, strict=True):
+        assert [span.char_span for span in got.spans] == [span.char_span for span in want.spans]
+        for rank, (a, b) in enumerate(zip(got.spans, want.spans, strict=True)):
+            changed += a.score != pytest.approx(b.score, abs=1e-5)
+            assert rank or a.score == pytest.approx(b.score, abs=1e-5)
+    assert changed
+
+
+def test_the_prompt_of_the_slow_tokenizer(model):
+    loaded = eval_fixtures.loaded()
+    config = loaded.config.copy_and_resolve_references()
+    config.data.unlock()
+    config.data.tokenizer_flavour = "slow"
+    slow = inference.Model(type(loaded)(**{**vars(loaded), "config": config})).encode_prompt("What?")
+    fast = model.encode_prompt("What?")
+    assert (slow.image_position, slow.text.count(" ")) == (fast.image_position - 1, fast.text.count(" ") - 1)
+    assert "\n" in fast.text and "\n" not in slow.text
+
+
+def test_unknown_switches_are_named_before_anything_runs():
+    with pytest.raises(UserError, match="config.eval.span_scope: 'prompt' is not known; use assistant or all"):
+        with_eval(span_scope="prompt")

@@ -175,3 +175,17 @@ def test_dropout_needs_a_key_and_depends_on_it(model, tokens):
     np.testing.assert_array_equal(a, run(jax.random.key(0)))
     assert not np.allclose(a, b)
     assert not np.allclose(a, none)
+
+
+def test_logits_keep_or_round_their_digits(model):
+    """From bf16 states and weights: the sums as they are, or rounded as in a bf16 run (M D38)."""
+    hidden = jax.random.normal(jax.random.key(4), (3, CONFIG.width)).astype(jnp.bfloat16)
+    model = nnx.merge(*model)
+    kernel = np.asarray(model.lm_head.kernel[...].astype(jnp.bfloat16), np.float64)[:, : CONFIG.vocab_size]
+    exact = np.asarray(hidden, np.float64) @ kernel
+    with jax.default_matmul_precision("highest"):
+        kept, low = (model.logits(hidden, dtype)[:, : CONFIG.vocab_size] for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(kept, exact, atol=1e-5)
+    np.testing.assert_array_equal(low, np.asarray(low).astype(jnp.bfloat16).astype(np.float32))
+    np.testing.assert_allclose(low, exact, rtol=0.02, atol=0.02)
+    assert np.abs(low - exact).max() > 1e-4

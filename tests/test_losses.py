@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from reference import losses as plain
@@ -150,3 +151,20 @@ def test_patch_loss():
     )  # fmt: skip
     np.testing.assert_allclose(total, want, rtol=1e-5)
     np.testing.assert_allclose(weight, 5 + 0.3, rtol=1e-6)
+
+
+def low(x):
+    return np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+def test_losses_of_tokens_and_tags_can_be_rounded():
+    """As a bf16 run has them: every token's loss has 8 binary digits, and so has a tag's logit (M D38)."""
+    rng = np.random.default_rng(3)
+    logits = (rng.standard_normal((2, 5, 3)) * 6).astype(np.float32)
+    labels, weight = rng.integers(0, 3, (2, 5)), rng.random((2, 5)).astype(np.float32)
+    language, tag = (np.sum(low(plain.nll(z, labels)) * weight) for z in (logits, low(logits)))
+    exact = np.sum(plain.nll(logits, labels) * weight)
+    np.testing.assert_allclose(losses.language_loss(logits, labels, weight, "bfloat16")[0], language, rtol=1e-6)
+    np.testing.assert_allclose(losses.tag_loss(logits, labels, weight, "bfloat16")[0], tag, rtol=1e-6)
+    np.testing.assert_allclose(losses.language_loss(logits, labels, weight)[0], exact, rtol=1e-6)
+    assert len({round(float(x), 5) for x in (language, tag, exact)}) == 3

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from model_fixtures import PARTS, micro, random_batch, small_config, small_model
@@ -255,8 +256,26 @@ def test_losses_without_weight_are_not_computed(batch):
 
 
 def test_unknown_variants_are_user_errors():
-    for field, value in (("shape", "focal"), ("tag_positions", "answer")):
+    for field, value in (("shape", "focal"), ("tag_positions", "answer"), ("average", "epoch")):
         config = small_config()
         config.loss[field] = value
         with pytest.raises(UserError, match=f"config.loss.{field}: '{value}'"):
             objective.make_loss(small_model()[1], config, PARTS)
+
+
+def test_rounded_logits_and_losses(batch, outputs):
+    """logits_dtype bfloat16: logits, and the loss of every token and tag, have the digits of a bf16 run (M D38)."""
+    low = small_config(logits_dtype="bfloat16")
+    _, sums, _ = evaluator(low, build(PlumConfig.from_dict(low.model))[0])(batch)
+    digits = lambda x: np.asarray(x, np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)  # noqa: E731
+    _, position, logits, tag_logits, _ = outputs(batch)
+    language, tag = [], [0.0, 0.0]
+    for row, (i, c) in enumerate(rows_of(batch)):
+        for t in np.flatnonzero(batch.loss_weight[i, c]):
+            language.append(digits(plain.nll(digits(logits[row, position[row, t] - 1]), batch.tokens[i, c, t])))
+        for t in np.flatnonzero(batch.token_valid[i, c] & (batch.bio[i, c] > 0).any()):
+            weight = (0.1, 1.0, 1.0)[batch.bio[i, c, t]]
+            tag[0] += weight * digits(plain.nll(digits(tag_logits[row, position[row, t]]), batch.bio[i, c, t]))
+            tag[1] += weight
+    np.testing.assert_allclose(sums["language"][0], np.sum(language), rtol=1e-3)  # a digit may fall on either side
+    np.testing.assert_allclose(sums["tag"][0] / sums["tag"][1], tag[0] / tag[1], rtol=1e-3)

@@ -42,6 +42,8 @@ def test_schedule_without_warmup_and_of_very_few_steps():
 def test_unknown_names_are_user_errors():
     with pytest.raises(UserError, match="decay"):
         make_optimizer(config(decay="step"), 10)
+    with pytest.raises(UserError, match="config.optim.schedule: 'cyclic' is not known"):
+        make_optimizer(config(schedule="cyclic"), 10)
     with pytest.raises(UserError, match="config.optim.name"):
         make_optimizer(config(name="sgd"), 10)
 
@@ -104,3 +106,66 @@ def test_muon_takes_the_matrices_of_every_layer_apart():
         update, grad = np.asarray(get(updates, name)), np.asarray(get(grads, name))
         np.testing.assert_allclose(update, -np.sign(grad) * np.abs(update).max(), rtol=1e-3)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def rates(schedule, updates):
+    config_ = config(schedule=schedule, lr=3e-4, warmup_steps=100)
+    return np.asarray(jax.jit(jax.vmap(make_schedule(config_, updates)))(jnp.arange(updates)))
+
+
+def stepped(updates, accumulate):
+    """The reference's training loop with its two callers of the scheduler, written out (M 7.5): rate of every update."""
+    total = updates * accumulate
+    index, rate, rates = -1, 3e-4, []
+
+    def step_scheduler():
+        nonlocal index, rate
+        index += 1
+        rate = 3e-4 * (index / 100 if index < 100 else max(0, (total - index) / (total - 100)))
+
+    for loop_step in range(total):
+        if loop_step % accumulate == accumulate - 1:
+            rates.append(rate)
+            step_scheduler()  # by DeepSpeed, after the update
+        if loop_step % 500:
+            step_scheduler()  # by the loop
+    return np.array(rates), index
+
+
+def test_reference_schedule_of_pretraining():
+    """25 epochs: the figures of M 7.5, and the loop that they come from."""
+    got = rates("reference_0shot", 1250)
+    want, last_index = stepped(1250, 10)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-10)
+    assert last_index == 13_724
+    np.testing.assert_allclose(got[0], 2.1e-5, rtol=1e-5)
+    np.testing.assert_allclose(np.diff(got[:9]), 3e-4 * 0.11, rtol=1e-3)
+    np.testing.assert_allclose(got[9], 3e-4 * (12_500 - 106) / 12_400, rtol=1e-5)  # the tenth is the first past the warm-up
+    assert (got > 0).sum() == 1138 and (got[:1138] > 0).all()
+
+
+def test_reference_schedule_of_fine_tuning():
+    got = rates("reference_ft", 500)
+    np.testing.assert_allclose(got, stepped(500, 1)[0], rtol=1e-4, atol=1e-10)
+    np.testing.assert_allclose(got[:3], [3e-4, 0, 3e-4 * 0.02], rtol=1e-5)
+    assert got.argmax() == 0 and got[2:].argmax() == 51 - 2
+    assert (got > 0).sum() == 250 and not got[251:].any()
+    two_epochs = rates("reference_ft", 1000)
+    np.testing.assert_allclose(two_epochs, stepped(1000, 1)[0], rtol=1e-4, atol=1e-10)
+    assert (two_epochs > 0).sum() == 501
+
+
+def test_clean_schedule_wastes_no_update():
+    assert (rates("clean", 1250) > 0).all() and (rates("clean", 500) > 0).all()
+
+
+def test_without_a_norm_nothing_is_clipped():
+    """The first update of SGD-like moments: Adam's first moment after one step is a tenth of what it was given."""
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 100.0), PARAMS)
+    moments = {}
+    for norm in (0.0, 1.0):
+        _, state = first_update(make_optimizer(config(clip_norm=norm, warmup_steps=0), 10)[0], grads)
+        adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+        moments[norm] = float(optax.tree.norm(adam.mu))
+    np.testing.assert_allclose(moments[0.0], 0.1 * float(optax.tree.norm(grads)), rtol=1e-5)
+    np.testing.assert_allclose(moments[1.0], 0.1, rtol=1e-5)

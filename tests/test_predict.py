@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from plum_jax import cli, predict
-from plum_jax.checkpoint import LoadedModel
 from plum_jax.errors import UserError
 from plum_jax.inference import Model
+from plum_jax.loading import LoadedModel
 from tests import eval_fixtures
 
 PROMPT = "What visible parts does the dog in the image have?"
@@ -102,6 +102,11 @@ def test_a_stopped_run_continues_to_the_same_files(done, model, photos, tmp_path
 def test_other_settings_need_another_folder(done, model, photos):
     with pytest.raises(UserError, match=r"records\.jsonl.*another prompt"):
         predict.predict(model, predict.find_images([photos]), "Else?", done[0], batch_size=2, log=None)
+    loaded = eval_fixtures.loaded()
+    config = loaded.config.copy_and_resolve_references()
+    config.eval.update(feedback=False)
+    with pytest.raises(UserError, match=r"records\.jsonl.*another eval\.feedback"):
+        run(Model(type(loaded)(**{**vars(loaded), "config": config})), predict.find_images([photos]), done[0])
 
 
 def test_formats_and_min_score(model, photos, tmp_path):
@@ -154,7 +159,7 @@ def test_no_readable_image_leaves_only_the_reasons(model, tmp_path):
     ],
 )
 def test_bad_arguments_write_nothing(args, said, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("plum_jax.checkpoint.load_model", lambda path: LoadedModel(**vars(eval_fixtures.loaded())))
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: LoadedModel(**vars(eval_fixtures.loaded())))
     out = tmp_path / "o"
     assert cli.run(predict.main, [str(photos / "1.png"), "--prompt", "What?", "--out", str(out), *args], name="predict") == 2
     error = capsys.readouterr().err

@@ -7,7 +7,7 @@ from PIL import Image
 
 from configs.tiny import get_config
 from data_pipelines.images import clip_view, load_image, sam_view
-from data_pipelines.partonomy.source import PartonomySource
+from data_pipelines.partonomy.source import PartonomySource, rank_slot
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.errors import UserError
 
@@ -205,3 +205,32 @@ def test_masks_of_another_size(tmp_path, tokenizer):
     source = PartonomySource(tmp_path, "train", tiny(), tokenizer)
     with pytest.raises(UserError, match="mask of 'base' is 40 x 60, image is 60 x 40"):
         source.row(source[0], (0,), grounded=True)
+
+
+def test_spans_paired_by_rank_own_the_masks_of_the_reference(folder, tokenizer):
+    """M 6, D10: span k owns mask k of the image, whatever it names; as many conversations as masks: one mask for each."""
+
+    def owners(chosen, pairing, **data):
+        source = PartonomySource(folder, "train", tiny(conversations=3, span_pairing=pairing, **data), tokenizer)
+        row = source.row(source[1], chosen, grounded=True)
+        assert row["mask_valid"].sum() == min(3, data.get("max_masks", 3))  # base, lamp shade, pole
+        return [row["span_mask_index"][c][row["span_valid"][c]].tolist() for c in range(len(chosen))]
+
+    assert owners((0,), "name") == owners((0,), "rank") == [[0, 1, 2]]
+    assert owners((0, 1), "name") == [[0, 1, 2], [0, 2]]  # the second question is about base and pole
+    assert owners((0, 1), "rank") == [[0, 1, 2], [0, 1]]  # its pole is trained on the mask of the lamp shade
+    assert owners((0, 1, 2), "name") == [[0, 1, 2], [0, 2], [0, 1, 2]]
+    assert owners((0, 1, 2), "rank") == [[0, 0, 0], [1, 1], [2, 2, 2]]  # three conversations, three masks
+
+
+def test_a_rank_without_a_mask_has_no_target():
+    assert [rank_slot(0, rank, 2, 3) for rank in range(4)] == [0, 1, 2, None]
+    assert [rank_slot(1, rank, 2, 2) for rank in range(4)] == [1] * 4
+
+
+def test_the_flavour_of_the_tokenizer_reaches_the_rows(folder, tokenizer):
+    for flavour, words in (("fast", ["▁", "<im_start>"]), ("slow", [":", "<im_start>"])):
+        source = PartonomySource(folder, "train", tiny(tokenizer_flavour=flavour), tokenizer)
+        row = source.row(source[0], (0,), grounded=False)
+        at = row["image_position"][0]
+        assert tokenizer.convert_ids_to_tokens(row["tokens"][0][at - 2 : at].tolist()) == words

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fixtures_partonomy import write_folder
 
-from plum_jax import checkpoint, train
+from plum_jax import loading, train
 from plum_jax.config_io import load_config
 from plum_jax.logger import read_metrics
 
@@ -121,7 +121,7 @@ def test_killed_and_preempted_runs_end_bit_equal_to_an_uninterrupted_one(start, 
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert f"Resumed step {stopped_at}" in out
-    ours, theirs = checkpoint.load_model(folder), checkpoint.load_model(whole[0])
+    ours, theirs = loading.load_model(folder), loading.load_model(whole[0])
     assert ours.step == theirs.step == STEPS
     assert_same(ours.params, theirs.params)
     same = ("step", "lr", "loss", "language", "tag")  # but not the times

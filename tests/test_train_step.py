@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from model_fixtures import PARTS, micro, random_batch, small_config, small_model
+from model_fixtures import PARTS, micro, random_batch, random_params, small_config, small_model
 
+from configs.common import faithful
+from plum_jax.models.plum import PlumConfig, build
 from plum_jax.objective import make_loss
 from plum_jax.optim import make_optimizer
 from plum_jax.params import merge, partition
@@ -89,6 +92,7 @@ def test_gradients_reach_every_part_that_learns(training):
     dead = {jax.tree_util.keystr(path, simple=True, separator="/") for path, m in jax.tree_util.tree_leaves_with_path(moments)
             if not np.any(m)}  # fmt: skip
     unused = {f"prompt_encoder/{name}" for name in ("gaussian_matrix", "point_embeddings", "not_a_point_embed")}
+    unused |= {"feedback/film3/kernel", "feedback/film3/bias"}  # of a convolution that the reference does not modulate
     cancels = {"feedback/k_proj/bias"}  # the same for all masks of a location, hence nothing in its softmax
     assert {path for path in dead if not path.startswith("mask_decoder/iou_head")} == unused | cancels
     assert any(path.startswith("mask_decoder/iou_head") for path in dead)
@@ -101,3 +105,40 @@ def test_sum_over_is_the_sum():
     assert got[1] == 6
     one = jax.tree.map(lambda x: x[:1], items)
     np.testing.assert_array_equal(sum_over(lambda item: item["a"], one), items["a"][0])
+
+
+@pytest.mark.parametrize("dtype, want", [("float32", 263.0), ("bfloat16", 256.0)])
+def test_gradients_can_be_summed_in_bfloat16(dtype, want):
+    """Seven micro-batches of gradient 1 after one of 256, whose neighbours in bfloat16 are 2 apart, are lost (M D14)."""
+    loss_fn = lambda params, frozen, batch, totals, key: ((params["w"] * batch).sum(), {"loss": (batch.sum(), 1.0)})  # noqa: E731
+    tx = optax.sgd(1.0)
+    step = make_train_step(loss_fn, lambda batches: {}, tx, accumulate_dtype=dtype)
+    state, sums = step(init_state({"w": jnp.zeros(1)}, tx), {}, jnp.array([[256.0]] + [[1.0]] * 7), KEY)
+    assert state.params["w"].dtype == jnp.float32
+    np.testing.assert_array_equal(state.params["w"], [-want])
+    assert sums["loss"][0] == 263  # metrics are summed in float32 always
+
+
+@pytest.mark.slow
+def test_a_step_with_every_switch_of_the_reference():
+    """Fine-tuning as it ran: bf16, ten micro-batches; the first update has the full rate, the second none (M 7.5)."""
+    config = small_config(feedback=False)  # the loop is a third of the compilation, and no switch of training touches it
+    config.loss.reference = 0.1
+    config.optim.warmup_steps = 100
+    config.eval = {}
+    faithful(config, "ft")
+    graphdef, shapes = build(PlumConfig.from_dict(config.model))
+    tx, _ = make_optimizer(config.optim, 500)
+    loss_fn, count = make_loss(graphdef, config, PARTS)
+    step = make_train_step(loss_fn, count, tx, accumulate_dtype=config.optim.accumulate_dtype)
+    batch = random_batch(config, images=config.data.micro_batches, conversations=1)
+    state = init_state(jax.tree.map(jnp.array, random_params(shapes, adapters=True)), tx)
+    params = [jax.device_get(state.params)]
+    for _ in range(2):
+        state, sums = step(state, {}, micro(batch, config.data.micro_batches), KEY)
+        params.append(jax.device_get(state.params))
+        assert np.isfinite(mean(sums, "loss")) and mean(sums, "reference") > 0
+    embeds = [p["llama"]["embed"] for p in params]
+    moved = np.abs(embeds[1] - embeds[0])
+    np.testing.assert_allclose(moved[moved > 0].max(), config.optim.lr, rtol=1e-2)  # Adam's first update is lr times the sign
+    np.testing.assert_array_equal(embeds[2], embeds[1])

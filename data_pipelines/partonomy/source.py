@@ -13,6 +13,7 @@ from data_pipelines.images import clip_view, load_image, sam_view
 from data_pipelines.masks import part_masks, patch_parts
 from data_pipelines.partonomy.records import Question, question_file, read_questions, training_conversation
 from plum_jax.errors import UserError
+from plum_jax.switches import switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PartonomySource:
 
     def __init__(self, folder, split, config, tokenizer):
         self.folder, self.config, self.tokenizer = Path(folder), config, tokenizer
+        self.flavour, self.pairing = (switch(config.data, f"data.{x}") for x in ("tokenizer_flavour", "span_pairing"))
         self.path = question_file(folder, split)
         self.records = _group(read_questions(self.path), dict(config.data.question_weights))
         if not self.records:
@@ -102,7 +104,10 @@ class PartonomySource:
         return kept_texts, slots
 
     def _add_masks(self, row, record, image, owners, slots):
-        """Target masks, and which of them each span owns. A part with an empty mask keeps its label but owns no target."""
+        """Target masks, and which of them each span owns. A part with an empty mask keeps its label but owns no target.
+
+        With config.data.span_pairing "rank" a span owns what `rank_slot` says instead of the mask of the part that it names.
+        """
         data = self.config.data
         names, (height, width), packed = self._once(("masks", record.index), self._masks, record, image)
         row["original_hw"] = np.array((height, width), np.int32)
@@ -114,8 +119,9 @@ class PartonomySource:
             row["mask_valid"][slot] = mask.any()
         for c, spans in enumerate(owners):
             for s, name in enumerate(spans):
-                if row["mask_valid"][slots[name]]:
-                    row["span_valid"][c, s], row["span_mask_index"][c, s] = True, slots[name]
+                slot = slots[name] if self.pairing == "name" else rank_slot(c, s, len(owners), len(slots))
+                if slot is not None and row["mask_valid"][slot]:
+                    row["span_valid"][c, s], row["span_mask_index"][c, s] = True, slot
 
     def _once(self, key, function, *args):
         if not self.config.data.cache:
@@ -127,7 +133,7 @@ class PartonomySource:
     def _text(self, record, i):
         """Question i -> (Encoded of at most max_tokens tokens and max_spans spans, [(instance, part) of each span])."""
         data, row = self.config.data, training_conversation(record.questions[i])
-        whole = encode(row.turns, self.tokenizer, data.template, row.spans)
+        whole = encode(row.turns, self.tokenizer, data.template, row.spans, flavour=self.flavour)
         encoded, kept = truncate(whole, data.max_tokens)
         lost = collections.Counter(max_tokens=whole.num_spans - len(kept), max_spans=max(0, len(kept) - data.max_spans))
         lost["tokens"] = len(whole.tokens) - len(encoded.tokens)
@@ -185,6 +191,15 @@ class PartonomySource:
                 unknown = sorted(set(question.segmentations) - self._part_ids.keys())
                 if unknown:
                     raise UserError(f"{self.path}: part {unknown[0]!r} is not among the parts of dataset.json; add it there")
+
+
+def rank_slot(conversation, rank, conversations, masks):
+    """The mask that the reference trains a span on, whatever part it names (M 6, D10); None where it has none.
+
+    With as many conversations about an image as it has masks, conversation k owns mask k; else the span of rank k does.
+    """
+    slot = conversation if conversations == masks else rank
+    return slot if slot < masks else None
 
 
 def _group(questions, weights):

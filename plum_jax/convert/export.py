@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plum_jax import checkpoint, console
+from plum_jax import console, loading
+from plum_jax.base import PARTS
 from plum_jax.convert import metadata
 from plum_jax.convert.adapter import PREFIX
 from plum_jax.convert.hf_sam import to_hf
@@ -31,10 +32,13 @@ def export(path, to, out, *, form="safetensors"):
     """
     began = time.monotonic()
     console.header("convert", out)
-    opened = checkpoint.open_parameters(path)
+    opened = loading.open_parameters(path)
     opened = opened._replace(config=PlumConfig.from_dict(opened.config.model))
+    if opened.config.llama.int8 and not opened.base:
+        raise UserError(f"{path}: its language model is int8, which these formats do not have; export a run of float weights")
     if to == "plum" and opened.missing:
-        raise UserError(f"{path}: {', '.join(opened.missing)} never trained; train first, or export with --to hf")
+        parts = ", ".join(PARTS[part] for part in opened.missing)
+        raise UserError(f"{path}: {parts} never trained; train first, or export with --to hf")
     out = Path(out).absolute()
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

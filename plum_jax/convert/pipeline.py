@@ -85,21 +85,21 @@ def _stream(model, jobs, writer, dtype):
 
 
 def _reader(writer):
-    """(path, layers or None) -> array, of these layers, from the folder that is being written."""
+    """(path, layers or None for all) -> array, of these layers, from the folder that is being written."""
 
-    def take(path, layers):
-        stacked = writer.parameters[path]["stacked"]
-        if not stacked:
-            return read_slices(writer.partial / "params", writer.parameters, [(path, None)])[path, None]
-        layers = range(writer.parameters[path]["shape"][0]) if layers is None else layers
-        found = read_slices(writer.partial / "params", writer.parameters, [(path, layer) for layer in dict.fromkeys(layers)])
-        return np.stack([found[path, layer] for layer in layers])
+    def take(path, layers=None):
+        shape, stacked = writer.parameters[path]["shape"], writer.parameters[path]["stacked"]
+        wanted = [None] if not stacked else range(shape[0]) if layers is None else layers
+        found = read_slices(writer.partial / "params", writer.parameters, [(path, layer) for layer in dict.fromkeys(wanted)])
+        return np.stack([found[path, layer] for layer in wanted]) if stacked else found[path, None]
 
     return take
 
 
 def _store_outputs(writer, model, missing):
-    outputs = selfcheck.outputs(model, missing, _reader(writer))
+    take = _reader(writer)
+    params = {path: take(path, selfcheck.layers_of(model, path)) for path in selfcheck.parameters(model, missing)}
+    outputs = selfcheck.outputs(model, missing, params, chosen=True)
     np.savez(writer.partial / "check.npz", **outputs)
     return len(outputs)
 

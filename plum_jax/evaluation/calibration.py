@@ -6,6 +6,7 @@ on validation masks is: a false mask has IoU 0 there, so a low score also says "
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -70,6 +71,12 @@ def expected_error(calibration, raw, iou, bins=10):
     score = raw if calibration is None else calibration(raw)
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return float(np.mean([abs(score[part].mean() - iou[part].mean()) for part in parts])) if parts else None
+
+
+def place_of(checkpoint):
+    """Where the curve of a checkpoint lies: beside checkpoints/<step> of a run, or in the folder of base weights itself."""
+    path = Path(checkpoint)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def save(calibration, folder):

@@ -22,6 +22,7 @@ from plum_jax.errors import UserError
 from plum_jax.evaluation.spans import bio_counts, decode_spans, span_counts
 from plum_jax.evaluation.text import choose
 from plum_jax.inference import pool, strip
+from plum_jax.switches import switch
 
 MEASURES = ("answer_mean", "answer_sum", "full_mean")
 PUBLISHED = "full_mean"
@@ -49,7 +50,9 @@ class Row:
         return self.choice.turns[-1][1]
 
     def characters(self, start, end):
-        """Token range -> character range in the answer, without white space and </s>."""
+        """Token range -> character range in the answer, without white space and </s>; an empty range -> (0, 0)."""
+        if start == end:
+            return 0, 0
         base = len(self.encoded.text) - len(END) - len(self.answer)
         a, b = int(self.encoded.offsets[start, 0]) - base, int(self.encoded.offsets[end - 1, 1]) - base
         return strip(self.answer, max(a, 0), min(b, len(self.answer)))
@@ -109,13 +112,14 @@ class Outcome:
     bio: np.ndarray | None = None
 
 
-def make_groups(index, question, tokenizer, template, source):
+def make_groups(index, question, tokenizer, data, source):
     """Question -> its Groups, {"part": ..., "object": ... where asked}. UserError when an answer does not list its parts."""
     rows = {}
     try:
         for choice in conversations(question):
             spans = [span for span in choice.spans if span.turn == len(choice.turns) - 1]
-            rows.setdefault(choice.kind, []).append(Row(choice, encode(choice.turns, tokenizer, template, spans)))
+            encoded = encode(choice.turns, tokenizer, data.template, spans, flavour=switch(data, "data.tokenizer_flavour"))
+            rows.setdefault(choice.kind, []).append(Row(choice, encoded))
     except ValueError as error:
         raise UserError(f"{source}: entry {index}: {error}; write the part names at its end, joined as in D 3.1") from error
     return {kind: Group(index, kind, members, _shared(members)) for kind, members in rows.items()}
@@ -146,8 +150,7 @@ def run(model, folder, questions, source, sizes=None, progress=None):
       UserError: an image cannot be read, an answer does not list its parts.
     """
     sizes = sizes or Sizes()
-    template = model.config.data.template
-    groups = [make_groups(i, q, model.tokenizer, template, source) for i, q in enumerate(questions)]
+    groups = [make_groups(i, q, model.tokenizer, model.config.data, source) for i, q in enumerate(questions)]
     every = [group for kinds in groups for group in kinds.values()]
     edges = [buckets([group.lengths[axis] for group in every]) for axis in (0, 1)]
     by_image = {}
@@ -179,7 +182,8 @@ def _score(model, images, outcomes, edges, sizes):
     asked = [(o, group) for o in outcomes for group in (o.part, o.object) if group]
     first = asked[0][1].rows[0].encoded
     start = first.image_position + 1
-    prefix = generate.run_prefix(model.graphdef, model.params, images.tokens, first.tokens[:start])
+    dtype = switch(model.config.eval, "eval.mc_dtype")
+    prefix = generate.run_prefix(model.graphdef, model.params, images.tokens, first.tokens[:start], dtype=dtype)
     bucket = lambda group: tuple(  # noqa: E731
         next(edge for edge in axis if edge >= n) for axis, n in zip(edges, group.lengths, strict=True)
     )
@@ -192,7 +196,7 @@ def _score(model, images, outcomes, edges, sizes):
         for at in range(0, len(members), sizes.questions):
             batch = members[at : at + sizes.questions]
             arrays = _arrays(batch, shape, sizes.questions, choices, start)
-            scores = generate.score_choices(model.graphdef, model.params, prefix, arrays)
+            scores = generate.score_choices(model.graphdef, model.params, prefix, arrays, dtype=dtype)
             values = jax.device_get({name: getattr(scores, name) for name in MEASURES})
             for i, (outcome, group) in enumerate(batch):
                 _choose(outcome, group, {name: values[name][i, : len(group.rows)] for name in MEASURES}, model.config.eval)
@@ -221,7 +225,7 @@ def _arrays(batch, shape, questions, choices, start):
 
 def _choose(outcome, group, scores, config):
     outcome.scores[group.kind] = {name: [float(x) for x in values] for name, values in scores.items()}
-    own, tie = scores[config.mc_score], config.get("tie", "wrong")
+    own, tie = scores[switch(config, "eval.mc_score")], switch(config, "eval.tie")
     outcome.predicted[group.kind] = choose(own, tie=tie, correct=group.correct)
     outcome.predicted_published[group.kind] = choose(scores[PUBLISHED])  # the first of equal scores, D 5.1
 
@@ -236,26 +240,35 @@ def _read(model, prefix, arrays, scores, batch, start, sizes):
         index = np.zeros((2, sizes.questions), np.int32)
         index[:, : len(some)] = np.array(some).T
         readout = jax.device_get(generate.read_rows(model.graphdef, model.params, prefix, arrays, scores, *index))
-        rows.update({key: generate.Readout(*(field[r, shift:] for field in readout)) for r, key in enumerate(some)})
+        rows.update({key: generate.Readout(*(field[r] for field in readout)) for r, key in enumerate(some)})
     for i, (outcome, group) in enumerate(batch):
         if group.kind == "part":
             own, correct = outcome.predicted["part"], group.correct
-            _spans(outcome, group.rows[correct], rows[i, correct], group.rows[own], rows[i, own])
+            targets = group.rows[correct].targets
+            outcome.truth = SpanSet(targets, pool(rows[i, correct].features[shift:], targets), [1.0] * len(targets))
+            _own_spans(outcome, group.rows[own], rows[i, own], shift, switch(model.config.eval, "eval.span_scope"))
 
 
-def _spans(outcome, correct, correct_read, chosen, chosen_read):
-    targets = correct.targets
-    outcome.truth = SpanSet(targets, pool(correct_read.features, targets), [1.0] * len(targets))
+def _own_spans(outcome, chosen, readout, shift, scope):
+    """The model's spans of the chosen answer; with scope "all" also those that begin in prompt or image (M D27), which name
+    nothing: their token range is empty. Token t behind the image stands at position t + shift of the readout."""
     encoded = chosen.encoded
+    start, end = encoded.answer_range
     inside = np.zeros(len(encoded.tokens), bool)
-    inside[slice(*encoded.answer_range)] = True
-    labels = chosen_read.labels[: len(encoded.tokens)]
-    tagged = decode_spans(labels, inside)
-    outcome.counts = span_counts(tagged, chosen.targets)
+    inside[start:end] = True
+    labels = readout.labels[shift : shift + len(encoded.tokens)]
     outcome.bio = bio_counts(labels, encoded.bio, inside)
-    ranges = [r for r in tagged if chosen.characters(*r)[0] < chosen.characters(*r)[1]]  # </s> alone has no mask
-    sure = [float(chosen_read.confidence[a:b].mean()) for a, b in ranges]
-    outcome.own = SpanSet(ranges, pool(chosen_read.features, ranges), sure)
+    if scope == "all":
+        tagged = [(a - shift, b - shift) for a, b in decode_spans(readout.labels[: shift + len(encoded.tokens)])]
+        kept, ranges = tagged, [(a, b) if a >= start else (0, 0) for a, b in tagged]
+    else:
+        tagged = decode_spans(labels, inside)
+        kept = [r for r in tagged if chosen.characters(*r)[0] < chosen.characters(*r)[1]]  # </s> alone has no mask
+        ranges = kept
+    outcome.counts = span_counts(tagged, chosen.targets)
+    places = [(a + shift, b + shift) for a, b in kept]
+    sure = [float(readout.confidence[a:b].mean()) for a, b in places]
+    outcome.own = SpanSet(ranges, pool(readout.features, places), sure)
 
 
 def _decode(model, images, outcomes, sizes):

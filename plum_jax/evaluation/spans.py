@@ -31,6 +31,15 @@ def decode_spans(labels, allowed=None):
     return spans
 
 
+def named_spans(labels, offsets):
+    """Spans of generated tokens that cover a character of the answer, which </s> alone does not.
+
+    Args:
+      labels: int[T]. offsets: [(start, end)], the characters of each token.
+    """
+    return [(a, b) for a, b in decode_spans(labels) if offsets[b - 1][1] > offsets[a][0]]
+
+
 def span_counts(predicted, target):
     """Exact boundaries: {"matched", "predicted", "target"}."""
     return {"matched": len(set(predicted) & set(target)), "predicted": len(set(predicted)), "target": len(set(target))}

@@ -5,23 +5,54 @@ import jax.numpy as jnp
 from flax import nnx
 
 UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(d_in), 1/sqrt(d_in)), torch's default
+INT8_STEPS = 127  # -128 is not used: the steps are symmetric
+
+
+def to_int8(weight, axis):
+    """Symmetric int8 with one scale per output: weight is closest to values * scale, off by at most half a scale.
+
+    Args:
+      weight: float[..., I, O] kernel with axis -2, or float[V, D] table with axis -1; `axis` is what a scale runs over.
+
+    Returns:
+      (values int8 of the same shape, scale float32 without `axis`); an output of zeros has scale 1.
+    """
+    weight = weight.astype(jnp.float32)
+    largest = jnp.abs(weight).max(axis, keepdims=True)
+    scale = jnp.where(largest > 0, largest / INT8_STEPS, 1.0)
+    values = jnp.clip(jnp.round(weight / scale), -INT8_STEPS, INT8_STEPS)
+    return values.astype(jnp.int8), scale.squeeze(axis)
 
 
 class Linear(nnx.Module):
-    """y = x W + b, plus (alpha / rank) (x A) B when lora = (rank, alpha) is given. Weights follow the dtype of x."""
+    """y = x W + b, plus (alpha / rank) (x A) B when lora = (rank, alpha) is given. Weights follow the dtype of x.
 
-    def __init__(self, d_in, d_out, *, bias=False, lora=None, kernel_init=UNIFORM, rngs):
+    With int8 W is an int8 kernel times a scale per output channel: y = (x kernel) scale. The values of the kernel are
+    exact in bfloat16, and the scale is applied in float32 to the product, so no weight is rounded a second time.
+
+    out_dtype: of the product; float32 keeps the digits in which products of bfloat16 are summed.
+    """
+
+    def __init__(self, d_in, d_out, *, bias=False, lora=None, int8=False, kernel_init=UNIFORM, rngs):
         rank, alpha = lora or (1, 0.0)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (d_in, d_out)))
+        kernel, scale = kernel_init(rngs.params(), (d_in, d_out)), None
+        if int8:
+            kernel, scale = to_int8(kernel, -2)
+        self.kernel = nnx.Param(kernel)
+        self.kernel_scale = nnx.Param(scale) if int8 else None
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
         self.lora_a = nnx.Param(UNIFORM(rngs.params(), (d_in, rank))) if lora else None
         self.lora_b = nnx.Param(jnp.zeros((rank, d_out))) if lora else None  # zero: an untrained adapter changes nothing
         self.lora_scale = alpha / rank
 
-    def __call__(self, x, *, adapter=True, dropout=0.0, key=None):
-        y = x @ self.kernel[...].astype(x.dtype)
+    def __call__(self, x, *, adapter=True, dropout=0.0, key=None, out_dtype=None):
+        out_dtype = out_dtype or x.dtype
+        summed = out_dtype if self.kernel_scale is None else jnp.float32
+        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=summed)
+        if self.kernel_scale is not None:
+            y = (y * self.kernel_scale[...]).astype(out_dtype)
         if self.bias is not None:
-            y += self.bias[...].astype(x.dtype)
+            y += self.bias[...].astype(out_dtype)
         if adapter and self.lora_a is not None:
             z = drop(x, dropout, key)
             y += self.lora_scale * (z @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
@@ -101,6 +132,7 @@ def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
       [B, T, N, H] in the dtype of q.
     """
     fused = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[1] > 1 and q.shape[-1] % 8 == 0
+    fused = fused and isinstance(q.shape[0], int)  # a symbolic batch is an export, for any platform and size: cuDNN has neither
     return jax.nn.dot_product_attention(
         q,
         k,

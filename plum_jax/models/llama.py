@@ -1,19 +1,25 @@
 """Llama-2 decoder: the full forward and the same layers over a key-value cache."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.layers import Linear, RMSNorm, attention, make_stack, merge_heads, run_stack, split_heads
+from plum_jax.models.layers import Linear, RMSNorm, attention, make_stack, merge_heads, run_stack, split_heads, to_int8
+from plum_jax.precision import rounded
 
 NORMAL = jax.nn.initializers.normal(0.02)  # HF's initializer_range for embeddings and head
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of the decoder (M 1.2). LoRA adapters sit on q_proj and v_proj (M 7.2); rank 0 leaves them out."""
+    """Sizes of the decoder (M 1.2). LoRA adapters sit on q_proj and v_proj (M 7.2); rank 0 leaves them out.
+
+    int8 stores the kernels of the layers and of the head, and the token table, as int8 with scales (`plum_jax.quantize`);
+    adapters, norms and activations keep their dtypes.
+    """
 
     vocab_size: int
     width: int
@@ -26,6 +32,7 @@ class LlamaConfig:
     lora_alpha: float
     lora_dropout: float
     vocab_multiple: int = 256  # the table is padded so that any mesh divides it; the extra logits are masked
+    int8: bool = False
 
     @property
     def padded_vocab(self):
@@ -50,15 +57,16 @@ class LlamaLayer(nnx.Module):
 
     def __init__(self, config, rngs):
         width, c = config.width, config
+        linear = functools.partial(Linear, int8=c.int8, rngs=rngs)
         self.input_norm = RMSNorm(width, epsilon=c.epsilon)
-        self.q_proj = Linear(width, width, lora=c.lora, rngs=rngs)
-        self.k_proj = Linear(width, width, rngs=rngs)
-        self.v_proj = Linear(width, width, lora=c.lora, rngs=rngs)
-        self.o_proj = Linear(width, width, rngs=rngs)
+        self.q_proj = linear(width, width, lora=c.lora)
+        self.k_proj = linear(width, width)
+        self.v_proj = linear(width, width, lora=c.lora)
+        self.o_proj = linear(width, width)
         self.post_attention_norm = RMSNorm(width, epsilon=c.epsilon)
-        self.gate_proj = Linear(width, c.mlp, rngs=rngs)
-        self.up_proj = Linear(width, c.mlp, rngs=rngs)
-        self.down_proj = Linear(c.mlp, width, rngs=rngs)
+        self.gate_proj = linear(width, c.mlp)
+        self.up_proj = linear(width, c.mlp)
+        self.down_proj = linear(c.mlp, width)
         self.config = config
 
     def project(self, x, positions, adapter, key):
@@ -93,10 +101,21 @@ class Llama(nnx.Module):
 
     def __init__(self, config, rngs):
         self.config = config
-        self.embed = nnx.Param(NORMAL(rngs.params(), (config.padded_vocab, config.width)))
+        table, scale = NORMAL(rngs.params(), (config.padded_vocab, config.width)), None
+        if config.int8:
+            table, scale = to_int8(table, -1)
+        self.embed = nnx.Param(table)
+        self.embed_scale = nnx.Param(scale) if config.int8 else None
         self.layers = make_stack(lambda r: LlamaLayer(config, r), config.depth, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.epsilon)
-        self.lm_head = Linear(config.width, config.padded_vocab, kernel_init=NORMAL, rngs=rngs)
+        self.lm_head = Linear(config.width, config.padded_vocab, int8=config.int8, kernel_init=NORMAL, rngs=rngs)
+
+    def token_embeddings(self, tokens):
+        """int32[...] -> [..., D], in the dtype of the table, float32 where that is int8."""
+        rows = self.embed[...][tokens]
+        if self.embed_scale is None:
+            return rows
+        return rows.astype(jnp.float32) * self.embed_scale[...][tokens][..., None]
 
     def __call__(self, embeds, lengths, *, adapter=True, key=None, policy=None, remat=True):
         """Full causal forward.
@@ -114,9 +133,13 @@ class Llama(nnx.Module):
         x = run_stack(self.layers, embeds, lengths, positions, adapter, keys=keys, policy=policy, remat=remat)
         return self.norm(x)
 
-    def logits(self, hidden):
-        """[..., D] -> float32[..., padded vocabulary], the padding at -1e9."""
-        logits = self.lm_head(hidden).astype(jnp.float32)
+    def logits(self, hidden, dtype="float32"):
+        """[..., D] -> float32[..., padded vocabulary], the padding at -1e9.
+
+        dtype: "float32" keeps the sums of products as they are; "bfloat16" rounds them, which is all that the reference's
+        runs keep of a logit (M D38).
+        """
+        logits = rounded(self.lm_head(hidden, out_dtype=jnp.float32), dtype)
         if self.config.padded_vocab == self.config.vocab_size:
             return logits
         return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, -1e9)

@@ -12,6 +12,7 @@ from plum_jax.models import clip, feedback, sam_decoder, sam_encoder
 from plum_jax.models.layers import Linear, gelu
 from plum_jax.models.llama import Llama, LlamaConfig
 from plum_jax.models.span_tagger import SpanProjector, SpanTagger, TaggerConfig
+from plum_jax.precision import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class PlumConfig:
 
     remat: "none" keeps activations, "full" recomputes each layer, "dots" keeps matrix products.
     projector: "linear" as in PLUM's base (M 1.1), or "mlp", the two layers of LLaVA-1.5 (arXiv 2310.03744).
+    logits_dtype: of the head's product and of the per-token losses; "bfloat16" rounds both, as a bf16 run of the
+      reference does (M D38).
     """
 
     llama: LlamaConfig
@@ -32,6 +35,7 @@ class PlumConfig:
     dtype: str
     remat: str = "full"
     projector: str = "linear"
+    logits_dtype: str = "float32"
 
     @classmethod
     def from_dict(cls, config):
@@ -105,10 +109,11 @@ def _check_sizes(config):
         if size % multiple:
             raise UserError(f"config.model.{name}: {size} is not a multiple of {multiple}; make it one")
     for name, value, known in (
-        ("dtype", config.dtype, ("float32", "bfloat16")),
+        ("dtype", config.dtype, DTYPES),
         ("remat", config.remat, ("none", "full", "dots")),
         ("projector", config.projector, ("linear", "mlp")),
-        ("decoder.pe_dtype", decoder.pe_dtype, ("float32", "bfloat16")),
+        ("logits_dtype", config.logits_dtype, DTYPES),
+        ("decoder.pe_dtype", decoder.pe_dtype, DTYPES),
     ):
         if value not in known:
             raise UserError(f"config.model.{name}: {value!r} is not known; use {' or '.join(known)}")
@@ -170,7 +175,7 @@ class Plum(nnx.Module):
           that of the first image feature. A row without image holds its T tokens first.
         """
         length, patches = tokens.shape[1], image_tokens.shape[1]
-        text = self.llama.embed[...][tokens].astype(self.config.dtype)
+        text = self.llama.token_embeddings(tokens).astype(self.config.dtype)
         start = image_position[:, None]
         s = jnp.arange(length - 1 + patches)
         has_image = start >= 0
@@ -196,7 +201,7 @@ class Plum(nnx.Module):
 
     def logits(self, hidden):
         """[..., D] -> float32[..., V] next-token logits."""
-        return self.llama.logits(hidden)
+        return self.llama.logits(hidden, self.config.logits_dtype)
 
     def tag_logits(self, hidden, valid, *, key=None):
         """[R, S, D], bool[R, S] -> float32[R, S, 3] logits of O, B, I."""
@@ -206,10 +211,14 @@ class Plum(nnx.Module):
         """[..., D] -> [..., W], to be averaged over the tokens of a span."""
         return self.span_projector(hidden)
 
-    def decode_masks(self, image_embeddings, span_embeds, span_valid):
-        """[R, g, g, W], [R, N, W], bool[R, N] -> (low-resolution logits float32[R, N, 4g, 4g], predicted IoU [R, N])."""
+    def decode_masks(self, image_embeddings, span_embeds, span_valid, *, use_feedback=True):
+        """[R, g, g, W], [R, N, W], bool[R, N] -> (low-resolution logits float32[R, N, 4g, 4g], predicted IoU [R, N]).
+
+        use_feedback: False decodes every span alone, also in a model that has the feedback loop (M D20).
+        """
+        pooler = self.feedback if use_feedback else None
         low_res, iou = feedback.decode_spans(
-            self.prompt_encoder, self.mask_decoder, self.feedback, image_embeddings, span_embeds, span_valid
+            self.prompt_encoder, self.mask_decoder, pooler, image_embeddings, span_embeds, span_valid
         )
         return low_res.astype(jnp.float32), iou
 
@@ -219,14 +228,18 @@ def take_positions(hidden, position):
     return jnp.take_along_axis(hidden, position[..., None], 1)
 
 
+@functools.cache
 def build(config):
-    """PlumConfig -> (graph definition, abstract parameters as a nested dictionary). Allocates nothing."""
+    """PlumConfig -> (graph definition, abstract parameters as a nested dictionary, not to be changed). Allocates nothing."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Plum(config, nnx.Rngs(0))))
     return graphdef, nnx.to_pure_dict(state)
 
 
 def init_params(config, seed):
-    """PlumConfig, seed -> random parameters, a nested dictionary of float32 arrays. Jit it with out_shardings to shard."""
+    """PlumConfig, seed -> random parameters, a nested dictionary of float32 (with llama.int8 also int8) arrays.
+
+    Jit it with out_shardings to shard.
+    """
     return nnx.to_pure_dict(nnx.state(Plum(config, nnx.Rngs(seed)), nnx.Param))
 
 

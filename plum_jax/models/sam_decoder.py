@@ -1,6 +1,7 @@
 """SAM's prompt encoder and two-way mask decoder; the prompt of a mask is one span embedding (M 4.2, 4.3)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 
 from plum_jax.models.layers import LayerNorm, Linear, attention, gelu, make_stack, merge_heads, split_heads
 from plum_jax.models.patches import PatchConv, PatchUpConv, to_patches
+from plum_jax.precision import rounded
 
 TWO_WAY_EPSILON = 1e-5  # the norms of the two-way transformer; the port in transformers has 1e-6 (M 9.3)
 MAP_EPSILON = 1e-6  # the norms of maps (LayerNorm2d)
@@ -53,15 +55,14 @@ class PromptEncoder(nnx.Module):
         With pe_dtype bfloat16 every operation is rounded, in the reference's order: errors up to 0.13 (M D29). The matrix
         is a buffer in SAM, hence no gradient.
         """
-        low = self.config.pe_dtype == "bfloat16"
-        rounded = (lambda x: jax.lax.reduce_precision(x, 8, 7)) if low else (lambda x: x)
+        low = functools.partial(rounded, dtype=self.config.pe_dtype)
         g = self.config.grid
-        centre = rounded(rounded(jnp.arange(g) + 0.5) / g)
-        centre = rounded(rounded(2 * centre) - 1)
-        matrix = rounded(jax.lax.stop_gradient(self.gaussian_matrix[...]).astype(jnp.float32))
+        centre = low(low(jnp.arange(g) + 0.5) / g)
+        centre = low(low(2 * centre) - 1)
+        matrix = low(jax.lax.stop_gradient(self.gaussian_matrix[...]).astype(jnp.float32))
         y, x = jnp.meshgrid(centre, centre, indexing="ij")
-        angle = rounded(2 * jnp.pi * rounded(jnp.matmul(jnp.stack([x, y], -1), matrix, precision="highest")))
-        return rounded(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
+        angle = low(2 * jnp.pi * low(jnp.matmul(jnp.stack([x, y], -1), matrix, precision="highest")))
+        return low(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
 
     def mask_maps(self, masks, film=None):
         """Mask logits [R, 4g, 4g] -> [R, g, g, c], what `conv3` turns into a dense prompt.
