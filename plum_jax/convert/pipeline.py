@@ -110,6 +110,8 @@ def _verify(plan, model, writer):
     take = _reader(writer)
 
     def read_params(prefix, layer=None):
+        if prefix in writer.parameters:
+            return take(prefix, None)
         paths = [path for path in writer.parameters if path.startswith(f"{prefix}/")]
         found = {path.removeprefix(f"{prefix}/"): take(path, None if layer is None else (layer,)) for path in paths}
         return unflatten_dict(found if layer is None else {path: array[0] for path, array in found.items()}, sep="/")
