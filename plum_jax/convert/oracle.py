@@ -266,7 +266,7 @@ def mask_decoder(read, config):
     hf = SamMaskDecoderConfig(
         hidden_size=config.width, mlp_dim=config.mlp, num_hidden_layers=config.depth, num_attention_heads=config.heads,
         attention_downsample_rate=config.attention_downsample, iou_head_hidden_dim=config.width,
-        layer_norm_eps=TWO_WAY_EPSILON,
+        layer_norm_eps=TWO_WAY_EPSILON, attn_implementation="eager",
     )  # fmt: skip
     with _meta():
         module = SamMaskDecoder(hf)
