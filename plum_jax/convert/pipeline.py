@@ -148,10 +148,6 @@ def _about(args, plan, assignment, new_rows, rows):
         "missing": assignment.missing,
         "ignored": assignment.ignored,
         "new_token_rows": new_rows,
-        "tokenizer_sha256": sha256_of(plan.tokenizer / _first(plan.tokenizer)),
+        "tokenizer": {name: sha256_of(plan.tokenizer / name) for name in TOKENIZER_FILES if (plan.tokenizer / name).is_file()},
         "verified": None if rows is None else [row._asdict() for row in rows],
     }
-
-
-def _first(folder):
-    return next(name for name in TOKENIZER_FILES if (folder / name).is_file())
