@@ -104,7 +104,9 @@ def _write(opened, folder, form, names_of, *, rotary=False, stem=None):
     dtype = "float32"
     with ShardWriter(folder, form=form, stem=stem) as writer:
         with console.Progress(
-            total=sum(map(bool, wanted.values())), label=f"write {folder.name.strip('.')}", unit="tensor"
+            total=sum(map(bool, wanted.values())),
+            label=f"write {folder.name.strip('.').removesuffix('.partial')}",
+            unit="tensor",
         ) as bar:
             for name, targets in pieces.items():
                 if wanted[name]:
