@@ -1,12 +1,12 @@
 """Conversations in LLaVA's format (D 4.4): LLaVA-Instruct-150k, mix665k and files like them. No masks; text alone is fine."""
 
 import collections
-import os
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.conversation import END, IMAGE
+from data_pipelines.image_folders import Listing, find_image, inside
 from data_pipelines.json_array import JsonArray, scan
 from data_pipelines.record import Dialogue, Sample
 from plum_jax.errors import UserError
@@ -46,7 +46,7 @@ class Vqa:
         self.dataset, self.per_image = dataset or path.stem, per_image
         self.folders = tuple(str(Path(root) / folder) for folder in images)
         self.skipped = collections.Counter()
-        listing, ranges, groups = _Listing(self.folders), [], {}
+        listing, ranges, groups = Listing(self.folders), [], {}
         for start, stop, entry in scan(path, LAYOUT):
             try:
                 parse_entry(entry)
@@ -125,35 +125,3 @@ def _pairs(texts, has_image):
     if has_image:
         texts[0] = f"{IMAGE}\n{texts[0]}"
     return tuple(zip(texts[::2], texts[1::2], strict=True))
-
-
-def inside(path):
-    """Whether a path of a data file stays in the folder that it is relative to."""
-    steps = path.replace("\\", "/").split("/")
-    return steps[0] != "" and ":" not in steps[0] and ".." not in steps and "\0" not in path
-
-
-def find_image(folders, image):
-    """Path of the image in the first folder that has it, else None."""
-    paths = (os.path.join(folder, image) for folder in folders)
-    return next((path for path in paths if os.path.isfile(path)), None)
-
-
-class _Listing:
-    """`find_image` for very many images: every folder is listed once, instead of asking for each file."""
-
-    def __init__(self, folders):
-        self.folders, self.names = folders, {}
-
-    def find(self, image):
-        directory, name = os.path.split(image)
-        return next((folder for folder in self.folders if name in self._files(os.path.join(folder, directory))), None)
-
-    def _files(self, directory):
-        if directory not in self.names:
-            try:
-                with os.scandir(directory) as items:
-                    self.names[directory] = {item.name for item in items if item.is_file()}
-            except OSError:
-                self.names[directory] = set()
-        return self.names[directory]

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.conversation import encode
+from data_pipelines.image_folders import find_image
 from data_pipelines.tokenizer import load_tokenizer
-from data_pipelines.vqa import FILE, Vqa, find_image, parse_entry
+from data_pipelines.vqa import FILE, Vqa, parse_entry
 from plum_jax.errors import UserError
 
 QUESTION, ANSWER = {"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": "A cat."}
