@@ -17,6 +17,7 @@ COMMANDS = {
     "export": ("plum_jax.serving.command", "a checkpoint as programs and parameters for serving"),
     "data": {
         "make": ("data_pipelines.make", "render a synthetic PARTONOMY"),
+        "questions": ("data_pipelines.questions", "annotated parts -> questions of all types"),
         "check": ("data_pipelines.check", "read a dataset folder and report every fault"),
     },
     "report": ("plum_jax.report", "one HTML file about a run"),

@@ -24,10 +24,13 @@ class PartSampler:
         self.vocabulary = sorted({part for parts in instances for part in parts})
         self.index = {part: k for k, part in enumerate(self.vocabulary)}
         self.predictor_weight, self.temperature = predictor_weight, temperature
-        present = np.zeros((len(instances), len(self.vocabulary)))
-        for row, parts in enumerate(instances):
-            present[row, [self.index[p] for p in parts]] = 1.0
-        together, total = present.T @ present, present.sum(0)
+        together, total = np.zeros((len(self.vocabulary),) * 2), np.zeros(len(self.vocabulary))
+        for start in range(0, len(instances), 4096):  # counts are whole numbers: the sum does not depend on the cut
+            present = np.zeros((min(4096, len(instances) - start), len(self.vocabulary)))
+            for row, parts in enumerate(instances[start : start + 4096]):
+                present[row, [self.index[p] for p in parts]] = 1.0
+            together += present.T @ present
+            total += present.sum(0)
         self.log_odds = np.log((together + smoothing) / (total[:, None] - together + smoothing))  # [given, predicted]
         self.prior = np.log((total + smoothing) / (len(instances) - total + smoothing))
         constant = total == len(instances)  # present everywhere: nothing to predict, as in the reference
