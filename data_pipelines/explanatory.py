@@ -223,7 +223,7 @@ def question_files(root, split):
 
 
 def type_weights(types, weights):
-    """Types and {type: weight} or None -> {question type: positive weight}. UserError for unknown types and for weights that are none."""
+    """Types, and {type: weight} or None -> {type: positive weight}. UserError for unknown types and wrong weights."""
     weights = dict(weights or {})
     for name in [*types, *(weights.keys() - {"default"})]:
         if name not in QUESTION_TYPES:
