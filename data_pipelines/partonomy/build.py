@@ -71,7 +71,10 @@ def build(work, folder, descriptor, splits, split_of_photograph, plan, *, names=
     if not instances:
         said = ", ".join(f"{number} times {reason}" for reason, number in left_out.most_common())
         raise UserError(f"no instance is left to ask about: {said or 'the sources have none'}; check --images and --format")
+    if split_of_photograph:  # what two splits have belongs to the earlier one
+        instances = tuple(sorted(instances, key=lambda one: splits.index(split_of_photograph[one.photograph])))
     image_names = output_names([instance.image_path for instance in instances])
+    instances = _distinct(instances, image_names, left_out)
     items = _items(instances, image_names, split_of_photograph, plan)
     _write_images(work, folder, instances, items, plan, run)
     descriptor = dataclasses.replace(cleaned.descriptor, instances=instances)
@@ -123,6 +126,17 @@ def fit_chunk(groups, mismatch):
 def _instance(value):
     box = value["highlight_box"]
     return Instance(**{**value, "highlight_box": None if box is None else tuple(box)})
+
+
+def _distinct(instances, image_names, left_out):
+    """Without objects that an equal image of the same name has too."""
+    first, kept = {}, []
+    for one in instances:
+        key = (image_names[one.image_path], one.image_label, one.highlight_box)
+        if first.setdefault(key, one.image_path) == one.image_path:
+            kept.append(one)
+    left_out["object of an equal image of the same name"] += len(instances) - len(kept)
+    return tuple(kept)
 
 
 def _items(instances, image_names, split_of_photograph, plan):

@@ -5,7 +5,7 @@ import dataclasses
 
 from data_pipelines.conversation import END, IMAGE
 from data_pipelines.partonomy.descriptor import Descriptor
-from data_pipelines.partonomy.labels import concept_of, is_part, object_of, part_of
+from data_pipelines.partonomy.labels import OBJECT, concept_of, is_part, object_of, part_of
 from plum_jax.errors import UserError
 
 PART_NAMES = {"partimagenet": {"tier": "tire"}}  # a typing error of the source
@@ -57,7 +57,7 @@ def clean(descriptor, *, object_names=None, part_names=None, graph="seen"):
     part_graph = {label: sorted(parts) for label, parts in sorted(seen.items())}
     children = collections.defaultdict(set)
     for parent, objects in descriptor.instance_graph.items():
-        children[names.object(parent)].update(names.object(label) for label in objects)
+        children[_words(concept_of(parent), parent)].update(names.object(label) for label in objects)
     instance_graph = {parent: sorted(objects) for parent, objects in sorted(children.items())}
     cleaned = Descriptor(descriptor.dataset_name, kept, part_graph, instance_graph)
     return Cleaned(cleaned, counts, names.merged(names.objects, seen), names.merged(names.parts, set().union(*seen.values())))
@@ -78,7 +78,7 @@ def _union(masks, more):
 
 def _old(instance, label):
     old = instance.object_id or instance.image_label
-    return "" if concept_of(old) == label else old
+    return "" if old in (label, OBJECT + label) else old
 
 
 class _Names:

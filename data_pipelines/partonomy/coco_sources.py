@@ -45,7 +45,7 @@ def convert_coco(path, source, *, hierarchy=None, progress=None):
             parts = part_graph.setdefault(OBJECT + thing, set())
             parts.update([join(thing, category.part)] if category.part else [])
     part_graph = {thing: sorted(parts) for thing, parts in sorted(part_graph.items())}
-    return Descriptor(source, tuple(instances), part_graph, _siblings(coco, source, categories)), counts
+    return Descriptor(source, tuple(instances), part_graph, _siblings(coco, source, categories)), +counts
 
 
 def _reasons(counts):

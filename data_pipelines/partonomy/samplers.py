@@ -67,6 +67,7 @@ class ObjectSampler:
 
     def __init__(self, instance_graph, labels, *, temperature=0.1):
         self.labels = sorted(labels)
+        self.column = {label: k for k, label in enumerate(self.labels)}
         self.temperature = temperature
         parent = {child: name for name in sorted(instance_graph) for child in instance_graph[name]}
         self.siblings = {
@@ -81,7 +82,7 @@ class ObjectSampler:
             candidates = [other for other in self.labels if other != label]
         scores = np.zeros(len(candidates))
         if label in self.similarity:
-            scores += self.similarity[label][[self.labels.index(c) for c in candidates]] / self.temperature
+            scores += self.similarity[label][[self.column[c] for c in candidates]] / self.temperature
         # Adding Gumbel noise and taking the largest is sampling without replacement.
         order = np.argsort(-(scores + rng.gumbel(size=len(scores))), kind="stable")
         return [candidates[k] for k in order[:count]]
