@@ -1,6 +1,6 @@
 """A small COCO data set of things and their parts: `python tools/make_part_example.py --out my_parts` (docs/your_own_parts.md).
 
-Writes images/ and annotations.json. Categories are called `chair` and `chair:seat`. Parts that nothing covers are polygons, as
+Writes images/ and annotations.json. Categories are called `truck` and `truck:wheel`. Parts that nothing covers are polygons, as
 labelling programs write them; parts that something covers, and whole objects, are run lengths.
 """
 
@@ -20,7 +20,7 @@ from plum_jax import cli
 from plum_jax.console import check_out
 from plum_jax.errors import UserError
 
-KINDS = ("chair", "desk lamp", "floor lamp", "train", "truck")
+KINDS = ("car", "desk lamp", "floor lamp", "train", "truck")
 ENTRIES_OF_AN_OBJECT = 10  # scenes.sample_scene numbers the pieces of the second object from here on
 AS_DRAWN = 0.9  # intersection over union of a polygon with what is visible, from which on the polygon is written
 SMALLEST = 0.006  # share of the picture, of a part
