@@ -1,0 +1,160 @@
+"""`ArrayRecordSource`: random access to what `plum data build` or a TFDS builder wrote; `plum data verify` compares hashes."""
+
+import argparse
+import bisect
+import collections
+import functools
+import json
+from pathlib import Path
+
+from data_pipelines.build_sources import source_class
+from data_pipelines.example import decode_record
+from data_pipelines.images import StoredImage
+from data_pipelines.manifest import read_build
+from data_pipelines.storing import drawn_sample
+from plum_jax.errors import UserError
+from plum_jax.run_record import sha256_of
+
+
+class ArrayRecordSource:
+    """A `Source` over one split of a build. Samples equal those of the raw data for the same generator.
+
+    Args:
+      root: folder of the build (with build.json), or one above it with a single build below.
+      verify: compare the shards with their checksums now; `verify()` does it at any time.
+      options: of the source's `drawing`, such as per_image.
+
+    Attributes: family, dataset, grounded, skipped as of every source; parts: the part vocabulary, where the family has one.
+    Raises UserError for a build that is missing, unfinished or, once noticed, damaged.
+    """
+
+    def __init__(self, root, *, split="train", verify=False, **options):
+        self.folder, self.split = find_build(root), split
+        splits = read_build(self.folder)["splits"]
+        if split not in splits:
+            raise UserError(f"{self.folder}: has no split {split!r}, only {', '.join(splits)}; build it with --split {split}")
+        self.facts = splits[split]
+        if self.facts["status"] != "complete":
+            raise UserError(f"{self.folder}: the build of {split} is unfinished; repeat plum data build with --resume")
+        self.family, self.dataset, self.grounded = (self.facts[name] for name in ("family", "dataset", "grounded"))
+        self.skipped, self.parts = collections.Counter(self.facts["skipped"]), tuple(self.facts["parts"])
+        self._draw = _drawing(self.facts, options)
+        self._names = list(self.facts["files"])
+        self._ends = []
+        for file in self.facts["files"].values():
+            self._ends.append(file["records"] + (self._ends[-1] if self._ends else 0))
+        for name in self._names:
+            if not (self.folder / name).is_file():
+                raise UserError(f"{self.folder / name}: is missing; repeat plum data build with --resume, or copy it again")
+        self._readers = {}
+        if verify:
+            self.verify()
+
+    def __len__(self):
+        return self._ends[-1]
+
+    def sample(self, index, rng):
+        return self._draw(self.record(index), rng)
+
+    def record(self, index):
+        """The stored record, with the image file itself (`StoredImage`) as "image"."""
+        key, image, record = self.stored(index)
+        return {**record, "image": None if record["image"] is None else StoredImage(f"{self.folder}: {record['image']}", image)}
+
+    def stored(self, index):
+        """-> (key, image bytes, record) as they are in the file."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        path, first = self.folder / self._names[number], self._ends[number - 1] if number else 0
+        try:
+            (data,) = self._reader(number).read([index - first])
+            return decode_record(data)
+        except (RuntimeError, ValueError, LookupError) as error:
+            advice = "repeat plum data build with --resume, or copy it again"
+            raise UserError(f"{path}: record {index - first} is not readable ({_line(error)}); {advice}") from error
+
+    def verify(self):
+        """Reads every shard. Raises UserError with the name of the first that is not what was written."""
+        for name, file in self.facts["files"].items():
+            if sha256_of(self.folder / name) != file["sha256"]:
+                raise UserError(
+                    f"{self.folder / name}: is damaged, its SHA-256 is not that of build.json; "
+                    f"repeat plum data build with --resume, or copy it again"
+                )
+
+    def _reader(self, number):
+        if number not in self._readers:
+            from array_record.python.array_record_module import ArrayRecordReader
+
+            self._readers[number] = ArrayRecordReader(str(self.folder / self._names[number]))
+        return self._readers[number]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": {}}  # open files stay in their process
+
+
+def _drawing(facts, options):
+    if facts["whole_records"]:
+        return source_class(facts["source"]).drawing(**options)
+    if options:
+        raise UserError(
+            f"options {', '.join(sorted(options))}: without effect, this build holds samples that are drawn already"
+        )
+    return functools.partial(drawn_sample)
+
+
+def _line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def find_build(root):
+    """The one folder with a build.json at or below `root`."""
+    root = Path(root)
+    if (root / "build.json").is_file():
+        return root
+    found = sorted(path.parent for path in root.glob("*/**/build.json"))
+    if len(found) != 1:
+        names = ", ".join(str(path) for path in found[:5])
+        what = f"{len(found)} builds ({names})" if found else "no build"
+        raise UserError(f"{root}: holds {what}; give the folder with the build.json that you mean")
+    return found[0]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="plum data verify", description="Compare the shards of builds with their checksums.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folder of a build, or one above several")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    arguments = parser.parse_args(argv)
+    report = {}
+    for root in arguments.folders:
+        found = sorted(path.parent for path in Path(root).glob("**/build.json")) or [find_build(root)]
+        for folder in found:
+            report.update(
+                {f"{folder} {split}": _faults(folder, facts) for split, facts in read_build(folder)["splits"].items()}
+            )
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for name, faults in report.items():
+            print(f"{name}: {'; '.join(faults) if faults else 'as written'}")
+    return int(any(report.values()))
+
+
+def _faults(folder, facts):
+    if facts["status"] != "complete":
+        return ["unfinished"]
+    faults = []
+    for name, file in facts["files"].items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif sha256_of(path) != file["sha256"]:
+            faults.append(f"{name} is damaged")
+    return faults
+
+
+if __name__ == "__main__":
+    from plum_jax import cli
+
+    raise SystemExit(cli.run(main))
