@@ -94,6 +94,30 @@ class ArrayRecordSource:
         return {**self.__dict__, "_readers": {}}  # open files stay in their process
 
 
+class TfdsSource:
+    """A `Source` over `tfds.data_source(...)` of what one of our TFDS builders wrote.
+
+    Args:
+      records: sequence of {"key", "image", "record"} as bytes, with the metadata of the builder as `dataset_info.metadata`.
+      options: of the source's `drawing`, such as per_image.
+    """
+
+    def __init__(self, records, **options):
+        facts = dict(records.dataset_info.metadata)
+        self.records, self.dataset = records, records.dataset_info.config_name
+        self.family, self.grounded, self.skipped = facts["family"], facts["grounded"], collections.Counter()
+        self._draw = _drawing(facts, options)
+
+    def __len__(self):
+        return len(self.records)
+
+    def sample(self, index, rng):
+        fields = self.records[index]
+        record = json.loads(fields["record"])
+        image = None if record["image"] is None else StoredImage(record["image"], fields["image"])
+        return self._draw({**record, "image": image}, rng)
+
+
 def _drawing(facts, options):
     if facts["whole_records"]:
         return source_class(facts["source"]).drawing(**options)

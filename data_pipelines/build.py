@@ -198,7 +198,8 @@ def _finish(folder, split, plan, source, root):
         for name, facts in splits.items()
         if facts["status"] == "complete"
     }
-    write_tfds_metadata(folder, plan["family"], plan["dataset"], complete)
+    metadata = {name: plan[name] for name in ("family", "grounded", "source", "whole_records")}
+    write_tfds_metadata(folder, plan["family"], plan["dataset"], complete, metadata)
     write_json(folder / "build.json", {"format": FORMAT, "splits": dict(sorted(splits.items()))})
     return splits[split]
 

@@ -9,10 +9,14 @@ import json
 FIELDS = ("image", "key", "record")  # sorted, as TFDS writes them: equal records are equal bytes
 
 
+def record_text(record):
+    """JSON of a record; equal records are equal texts."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def encode_record(key, image, record):
     """key str, image bytes (b"" for none), record JSON-able -> bytes."""
-    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    values = (image, key.encode(), text.encode())
+    values = (image, key.encode(), record_text(record).encode())
     entries = [
         _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
         for name, value in zip(FIELDS, values, strict=True)

@@ -32,8 +32,8 @@ def shard_name(family, split, number, count):
     return f"{builder_name(family)}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
-def write_tfds_metadata(folder, family, dataset, splits):
-    """splits: {name: [(records, bytes) of each shard]}."""
+def write_tfds_metadata(folder, family, dataset, splits, metadata):
+    """splits: {name: [(records, bytes) of each shard]}. metadata: what `TfdsSource` must know."""
     info = {
         "configDescription": dataset,
         "configName": config_name(dataset),
@@ -54,6 +54,7 @@ def write_tfds_metadata(folder, family, dataset, splits):
     }
     write_json(Path(folder) / "dataset_info.json", info)
     write_json(Path(folder) / "features.json", _features())
+    write_json(Path(folder) / "metadata.json", metadata)
 
 
 def _features():

@@ -1,0 +1,85 @@
+"""What the TFDS builders of all families share. Needs the extra `data` (tensorflow-datasets); TensorFlow is never imported."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from data_pipelines.build_sources import SOURCES, find_source, source_class
+from data_pipelines.example import record_text
+from data_pipelines.layout import ABOUT, VERSION, config_name
+from data_pipelines.storing import BadRecord, is_storable, stored_record
+from plum_jax.errors import UserError
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class SourceConfig(tfds.core.BuilderConfig):
+    """One data set of a family.
+
+    Args:
+      source: its name in `build_sources.SOURCES`, or module:Class.
+      options: arguments of the source.
+      splits: those that the raw data may have; one that it lacks is left out with a warning.
+      draws: samples of each record, for a source that cannot store records whole.
+    """
+
+    source: str
+    options: dict = dataclasses.field(default_factory=dict)
+    splits: tuple[str, ...] = ("train", "val", "test")
+    draws: int = 4
+
+
+def configs(family):
+    return [
+        SourceConfig(name=config_name(name), description=name, source=name) for name in SOURCES if SOURCES[name][0] == family
+    ]
+
+
+class FamilyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes the records of a source in their order: key, image (bytes of the file, b"" for none), record (JSON).
+
+    The image stays encoded: TFDS's own image feature would ignore the orientation in its EXIF block, and the masks would not
+    fit it.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Give the folder of the raw data, laid out as in docs/data, as manual_dir."
+
+    def _info(self):
+        text, config = tfds.features.Text, self.builder_config
+        source = source_class(config.source)
+        facts = {"source": config.source, "whole_records": is_storable(source)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=ABOUT,
+            features=tfds.features.FeaturesDict(
+                {"image": tfds.features.Tensor(shape=(), dtype=np.object_), "key": text(), "record": text()}
+            ),
+            metadata=tfds.core.MetadataDict(family=source.family, grounded=source.grounded, **facts),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        config, found, faults = self.builder_config, {}, []
+        for split in config.splits:
+            try:
+                source = find_source(config.source)(dl_manager.manual_dir, split=split, **config.options)
+            except UserError as error:
+                faults.append(str(error))
+                continue
+            found[split] = self._generate_examples(source, dl_manager.manual_dir)
+        if not found:
+            raise UserError(f"no split can be read; the first: {faults[0]}")
+        for fault in faults:
+            logging.warning("left out: %s", fault)
+        return found
+
+    def _generate_examples(self, source, root):
+        for index in range(len(source)):
+            try:
+                key, image, record = stored_record(source, index, root, self.builder_config.draws)
+            except BadRecord as bad:
+                logging.warning("record %d left out, %s: %s", index, bad.reason, bad)
+                continue
+            yield index, {"key": key, "image": image, "record": record_text(record)}
