@@ -4,7 +4,7 @@ Subsets are used together; the reference trains on the last one of a list (D26).
 is passed in and on nothing else; there, every worker replays the same draws (D25).
 """
 
-import collections
+import functools
 import re
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.image_folders import Listing
 from data_pipelines.json_array import JsonArray, scan
+from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_segmentation
 from data_pipelines.partonomy.records import QUESTION_TYPES, parse_question, training_conversation
 from data_pipelines.record import Dialogue, Sample
@@ -52,71 +53,125 @@ class Explanatory:
         sample_one_question_per_image=True,
         dataset="partonomy",
     ):
-        self.files = question_files(root, split)
-        weights = type_weights(question_types, question_weights or {}, self.files[0])
-        if per_image < 1:
-            raise UserError(f"{self.files[0]}: per_image is {per_image}; use 1 or more")
-        self.dataset, self.per_image, self.at_random = dataset, per_image, sample_one_question_per_image
-        self.skipped, self._arrays, rows, groups = collections.Counter(), [], [], {}
-        for number, path in enumerate(self.files):
+        self.index_files = question_files(root, split)
+        weights = type_weights(question_types, question_weights or {})
+        self.dataset, self._options = dataset, (per_image, weights, sample_one_question_per_image)
+        self._draw = self.drawing(
+            per_image=per_image,
+            question_types=question_types,
+            question_weights=question_weights,
+            sample_one_question_per_image=sample_one_question_per_image,
+        )
+        left_out, parts, rows, groups, self._arrays = LeftOut(), set(), [], {}, []
+        for number, path in enumerate(self.index_files):
             ranges = []
-            for image_path, kind, span in self._usable(path, weights):
-                groups.setdefault((number, image_path), []).append(len(rows))
-                rows.append((number, len(ranges), QUESTION_TYPES.index(kind)))
+            for question, span in _usable(path, weights, left_out):
+                groups.setdefault((number, question.image_path), []).append(len(rows))
+                rows.append((number, len(ranges), QUESTION_TYPES.index(question.question_type)))
                 ranges.append(span)
+                parts.update(question.segmentations)
             self._arrays.append(JsonArray(path, ranges))
         if not rows:
+            files = ", ".join(map(str, self.index_files))
             raise UserError(
-                f"{', '.join(map(str, self.files))}: no usable question of {', '.join(weights)} "
-                f"({dict(self.skipped) or 'there are other types only'}); run plum data check"
+                f"{files}: no usable question of {', '.join(weights)} (left out: {left_out}, and other types); run plum data "
+                "check on the folder"
             )
+        self.skipped, self.faults, self.parts = left_out.counts, left_out.faults, tuple(sorted(parts))
         self._rows = np.array(rows, np.int32)  # file, row in that file, question type
-        self._weights = np.array([weights.get(kind, 0) for kind in QUESTION_TYPES], np.float64)
-        size = max(map(len, groups.values())) if self.at_random else per_image
+        size = max(map(len, groups.values())) if sample_one_question_per_image else per_image
         records = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
         self._members = np.array([k for record in records for k in record], np.int64)
         self._starts = np.cumsum([0, *map(len, records)])
 
-    def _usable(self, path, weights):
-        """Yields (image path, question type, byte range) of the questions to train on; counts those that cannot be used."""
-        listing = Listing((str(path.parent),))
-        for index, (start, stop, entry) in enumerate(scan(path, LAYOUT)):
-            kind = entry.get("question_type") if isinstance(entry, dict) else None
-            if isinstance(kind, str) and kind in QUESTION_TYPES and kind not in weights:
-                continue
-            try:
-                question = parse_question(entry, path, index)
-                training_conversation(question)
-            except UserError:
-                self.skipped["question not readable"] += 1
-            except ValueError:
-                self.skipped["answer does not list its parts"] += 1
-            else:
-                if listing.find(question.image_path):
-                    yield question.image_path, kind, (start, stop)
-                else:
-                    self.skipped["image file missing"] += 1
-
     def __len__(self):
         return len(self._starts) - 1
 
-    def sample(self, index, rng):
+    def _record(self, first, members):
+        """The record whose first question is number `first`, with the questions `members` alone."""
+        (number, row), at_random = self._rows[first, :2].tolist(), self._options[2]
+        path = self.index_files[number]
+        questions, objects = [], []
+        for place in self._rows[members, 1].tolist():
+            entry = self._arrays[number][place]
+            segmentations = entry.pop("segmentations")
+            if segmentations not in objects:
+                objects.append(segmentations)
+            questions.append({**entry, "object": objects.index(segmentations)})
+        image_path = questions[0]["image_path"]
+        key = f"{path.parent.name}/{path.stem}:{image_path}" + ("" if at_random else f"#{row}")
+        return {
+            "key": key, "image": str(path.parent / image_path), "dataset": self.dataset, "objects": objects,
+            "questions": questions,
+        }  # fmt: skip
+
+    def record(self, index):
+        """-> {"key", "image", "dataset", "objects": [{part: [entries]}], "questions": [fields of D 1.5 and "object"]}."""
         members = self._members[self._starts[index] : self._starts[index + 1]]
-        if self.at_random:
-            kinds = self._rows[members, 2]
-            share = self._weights[kinds] / np.bincount(kinds)[kinds]
-            count = min(self.per_image, len(members))
-            members = rng.choice(members, count, replace=False, p=share / share.sum())
-        places = self._rows[members, :2].tolist()
-        path = self.files[places[0][0]]
-        questions = [parse_question(self._arrays[number][row], path, row) for number, row in places]
-        image_path = questions[0].image_path
-        key = f"{path.parent.name}/{path.stem}:{image_path}" + ("" if self.at_random else f"#{places[0][1]}")
+        return self._record(members[0], members)
+
+    def sample(self, index, rng):
+        """The same as `drawing` gives for the whole record; only the questions that were drawn are read."""
+        members = self._members[self._starts[index] : self._starts[index + 1]]
+        kinds = [QUESTION_TYPES[k] for k in self._rows[members, 2]]
+        return _sample(self._record(members[0], members[choose(kinds, rng, *self._options)]))
+
+    @classmethod
+    def drawing(cls, *, per_image=1, question_types=TRAINING_TYPES, question_weights=None, sample_one_question_per_image=True):
+        """What makes a Sample from a record: (record, rng) -> the questions that are drawn."""
+        if per_image < 1:
+            raise UserError(f"per_image is {per_image}; use 1 or more questions about an image")
+        weights = type_weights(question_types, question_weights or {})
+        return functools.partial(_draw, options=(per_image, weights, sample_one_question_per_image))
+
+
+def _usable(path, weights, left_out):
+    """Yields (Question, byte range) of the questions to train on; the others of these types go to `left_out`."""
+    listing = Listing((str(path.parent),))
+    for index, (start, stop, entry) in enumerate(scan(path, LAYOUT)):
+        kind = entry.get("question_type") if isinstance(entry, dict) else None
+        if isinstance(kind, str) and kind in QUESTION_TYPES and kind not in weights:
+            continue
         try:
-            dialogues, masks = dialogues_with_masks(questions)
+            question = parse_question(entry, path, index)
+            training_conversation(question)
+        except UserError as error:
+            left_out.add(f"entry {index}", "question not readable", str(error))
         except ValueError as error:
-            raise UserError(f"{path}: {image_path}: {error}; run plum data check on the folder") from error
-        return Sample(self.family, self.dataset, key, str(path.parent / image_path), dialogues, masks)
+            left_out.add(f"entry {index}", "answer does not list its parts", f"{path}: entry {index}: {error}")
+        else:
+            if listing.find(question.image_path):
+                yield question, (start, stop)
+            else:
+                message = f"{path}: entry {index}: image {question.image_path!r} is missing"
+                left_out.add(f"entry {index}", "image file missing", message)
+
+
+def choose(kinds, rng, per_image, weights, at_random):
+    """Question types of a record -> numbers of the questions that are drawn, all of them when not `at_random`."""
+    if not at_random:
+        return np.arange(len(kinds))
+    share = np.array([weights.get(kind, 0) / kinds.count(kind) for kind in kinds])
+    return rng.choice(len(kinds), min(per_image, np.count_nonzero(share)), replace=False, p=share / share.sum())
+
+
+def _draw(record, rng, *, options):
+    kinds = [question["question_type"] for question in record["questions"]]
+    if not set(kinds) & options[1].keys():
+        raise UserError(f"{record['key']}: has no question of {', '.join(options[1])}; build it again with these types")
+    return _sample({**record, "questions": [record["questions"][k] for k in choose(kinds, rng, *options)]})
+
+
+def _sample(record):
+    questions = [
+        parse_question({**fields, "segmentations": record["objects"][fields["object"]]}, record["key"], number)
+        for number, fields in enumerate(record["questions"])
+    ]
+    try:
+        dialogues, masks = dialogues_with_masks(questions)
+    except ValueError as error:
+        raise UserError(f"{record['key']}: {error}; run plum data check on the folder") from error
+    return Sample(Explanatory.family, record["dataset"], record["key"], record["image"], dialogues, masks)
 
 
 def dialogues_with_masks(questions):
@@ -167,15 +222,15 @@ def question_files(root, split):
     return list(dict.fromkeys(found))
 
 
-def type_weights(types, weights, path):
+def type_weights(types, weights):
     """-> {question type: positive weight}. UserError for unknown types and for weights that are none."""
     for name in [*types, *(weights.keys() - {"default"})]:
         if name not in QUESTION_TYPES:
-            raise UserError(f"{path}: question type {name!r} is unknown; use {', '.join(QUESTION_TYPES)}")
+            raise UserError(f"question type {name!r} is unknown; use {', '.join(QUESTION_TYPES)}")
     for name, weight in weights.items():
         if name not in (*types, "default") or not 0 <= weight < float("inf"):
-            raise UserError(f"{path}: question_weights has {name}={weight}; give numbers from 0 for {', '.join(types)}")
+            raise UserError(f"question_weights has {name}={weight}; give numbers from 0 for {', '.join(types)}")
     chosen = {name: float(weights.get(name, weights.get("default", 1.0))) for name in types}
     if not any(chosen.values()):
-        raise UserError(f"{path}: no question type has a positive weight; raise one of {', '.join(types) or 'none'}")
+        raise UserError(f"no question type has a positive weight; raise one of {', '.join(types) or 'none'}")
     return {name: weight for name, weight in chosen.items() if weight}

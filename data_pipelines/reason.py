@@ -5,8 +5,7 @@ response contains, so that its masks are never trained on (D20); it also takes t
 answers images without an explanation by their own query (D20b).
 """
 
-import collections
-import dataclasses
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from data_pipelines.conversation import END, IMAGE, Span
 from data_pipelines.images import BROKEN
+from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_polygon, encode_rle
 from data_pipelines.record import Dialogue, Sample
 from data_pipelines.templates import reason as templates
@@ -25,19 +25,6 @@ FOLDER = "reason_seg/ReasonSeg"
 LAYOUT = f"{FOLDER}/{{train,val,test}}/<name>.jpg and <name>.json"
 TARGET, IGNORE = 1, 255
 EXIF_ORIENTATION = 0x0112
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One image with its target, queries and, for each query, the response or None."""
-
-    stem: str
-    image: str
-    queries: tuple[str, ...]
-    responses: tuple[str | None, ...]
-    is_sentence: bool
-    explanation: str | None
-    mask: dict  # run lengths, of the size of the upright image
 
 
 class ReasonSeg:
@@ -60,78 +47,95 @@ class ReasonSeg:
     family, dataset, grounded = "reason", "reason_seg", True
 
     def __init__(self, root, *, split="train", per_image=3, explanatory=0.1, responses=None, span="response"):
-        folder = Path(root) / FOLDER
-        if per_image < 1 or not 0 <= explanatory <= 1 or span not in ("response", "query"):
-            raise UserError(
-                f"{folder}: per_image {per_image}, explanatory {explanatory}, span {span!r}; use 1 or more, a probability, and "
-                "response or query"
-            )
-        self.per_image, self.explanatory, self.span = per_image, explanatory, span
-        self.skipped = collections.Counter()
-        images = sorted((folder / split).glob("*.jpg"))
+        folder = Path(root) / FOLDER / split
+        self._draw = self.drawing(per_image=per_image, explanatory=explanatory, span=span)
+        images = sorted(folder.glob("*.jpg"))
         if not images:
-            raise UserError(f"{folder / split}: has no images; the layout is {LAYOUT} (docs/data/reasonseg.md)")
-        said = _read_responses(responses or folder / split / f"{split}_reformulated_responses.json", required=bool(responses))
-        explained = _read_explanations(folder / "explanatory" / "train.json")
-        stems = {path.stem for path in images}
-        lonely = [path for path in (folder / split).glob("*.json") if path.stem not in stems]
-        self.skipped["image file missing"] = sum(not path.stem.endswith("_reformulated_responses") for path in lonely)
-        self.records = []
+            raise UserError(f"{folder}: has no images; the layout is {LAYOUT} (docs/data/reasonseg.md)")
+        said_path, explained_path = (
+            folder / f"{split}_reformulated_responses.json",
+            folder.parent / "explanatory" / "train.json",
+        )
+        said = _read_responses(responses or said_path, required=bool(responses))
+        explained = _read_explanations(explained_path)
+        left_out, self._records = LeftOut(), []
         for path in images:
             try:
-                self.records.append(_read_record(path, said, explained.get(path.name)))
+                self._records.append(_read_record(path, said, explained.get(path.name)))
             except ValueError as reason:
-                self.skipped[str(reason)] += 1
-        self.skipped = +self.skipped  # no zeros
-        if not self.records:
-            raise UserError(f"{folder / split}: no image is usable ({dict(self.skipped)}); the layout is {LAYOUT}")
-        self.without_response = sum(response is None for record in self.records for response in record.responses)
+                left_out.add(f"{split}/{path.stem}", str(reason), f"{path}: {reason}")
+        for path in sorted(folder.glob("*.json")):
+            if path != said_path and not path.with_suffix(".jpg").exists():
+                left_out.add(f"{split}/{path.stem}", "image file missing", f"{path.with_suffix('.jpg')}: image file missing")
+        if not self._records:
+            raise UserError(f"{folder}: no image is usable (left out: {left_out}); the layout is {LAYOUT}")
+        self.skipped, self.faults, self.parts = left_out.counts, left_out.faults, ()
+        paths = (Path(responses) if responses else said_path, explained_path, *(p.with_suffix(".json") for p in images))
+        self.index_files = tuple(path for path in paths if path.is_file())
+        self.without_response = sum(response is None for record in self._records for response in record["responses"])
         if self.without_response:
             warnings.warn(
-                f"{folder / split}: {self.without_response} queries have no response and get a carrier sentence; give "
+                f"{folder}: {self.without_response} queries have no response and get a carrier sentence; give "
                 "responses=FILE to train on your own (docs/data/reasonseg.md)",
                 stacklevel=2,
             )
 
     def __len__(self):
-        return len(self.records)
+        return len(self._records)
+
+    def record(self, index):
+        """-> {"key", "image", "queries", "responses", "is_sentence", "explanation", "mask"}; None for a missing text."""
+        return self._records[index]
 
     def sample(self, index, rng):
-        record = self.records[index]
-        chosen = rng.permutation(len(record.queries))[: self.per_image]
-        choice = 0
-        if record.explanation is not None:
-            choice = 2 if rng.random() < self.explanatory else int(rng.integers(2))
-        dialogues = tuple(self._dialogue(record, k, choice, rng) for k in chosen)
-        masks = () if choice == 2 else (record.mask,)
-        return Sample(
-            self.family, self.dataset, f"{Path(record.image).parent.name}/{record.stem}", record.image, dialogues, masks
-        )
+        return self._draw(self._records[index], rng)
 
-    def _dialogue(self, record, k, choice, rng):
-        """Query k under choice 0 (mask), 1 (mask and explanation) or 2 (words alone)."""
-        query, (response, start, end) = record.queries[k], self._response(record, k)
-        if choice == 0:
-            requests = templates.LONG if record.is_sentence else templates.SHORT
-            question = requests[rng.integers(len(requests))].format(query=query)
-        else:
-            question = f"{IMAGE}\n{query}"
-        if choice == 1:
-            question += f" {templates.EXPLAIN[rng.integers(len(templates.EXPLAIN))]}"
-            response += f" {record.explanation}"
-        if choice == 2:
-            return Dialogue(((question, response),))
-        return Dialogue(((question, response),), (Span(0, start, end),), (0,))
+    @classmethod
+    def drawing(cls, *, per_image=3, explanatory=0.1, span="response"):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its queries."""
+        if per_image < 1 or not 0 <= explanatory <= 1 or span not in ("response", "query"):
+            raise UserError(
+                f"{cls.dataset}: per_image {per_image}, explanatory {explanatory}, span {span!r}; use 1 or more, a "
+                "probability, and response or query"
+            )
+        return functools.partial(_draw, per_image=per_image, explanatory=explanatory, span=span)
 
-    def _response(self, record, k):
-        """-> (response to query k, first character of its span, last + 1)."""
-        if record.responses[k] is not None:
-            return record.responses[k], 0, len(record.responses[k])
-        carrier = templates.LONG_CARRIER if record.is_sentence else templates.SHORT_CARRIER
-        query = record.queries[k] if record.is_sentence else record.queries[k].rstrip(" .?!")
-        response = carrier.format(query=query)
-        start = carrier.index("{query}") if self.span == "query" else 0
-        return response, start, start + len(query) if self.span == "query" else len(response)
+
+def _draw(record, rng, *, per_image, explanatory, span):
+    chosen = rng.permutation(len(record["queries"]))[:per_image]
+    choice = 0
+    if record["explanation"] is not None:
+        choice = 2 if rng.random() < explanatory else int(rng.integers(2))
+    dialogues = tuple(_dialogue(record, k, choice, span, rng) for k in chosen)
+    masks = () if choice == 2 else (record["mask"],)
+    return Sample(ReasonSeg.family, ReasonSeg.dataset, record["key"], record["image"], dialogues, masks)
+
+
+def _dialogue(record, k, choice, span, rng):
+    """Query k under choice 0 (mask), 1 (mask and explanation) or 2 (words alone)."""
+    query, (response, start, end) = record["queries"][k], _response(record, k, span)
+    if choice == 0:
+        requests = templates.LONG if record["is_sentence"] else templates.SHORT
+        question = requests[rng.integers(len(requests))].format(query=query)
+    else:
+        question = f"{IMAGE}\n{query}"
+    if choice == 1:
+        question += f" {templates.EXPLAIN[rng.integers(len(templates.EXPLAIN))]}"
+        response += f" {record['explanation']}"
+    if choice == 2:
+        return Dialogue(((question, response),))
+    return Dialogue(((question, response),), (Span(0, start, end),), (0,))
+
+
+def _response(record, k, span):
+    """-> (response to query k, first character of its span, last + 1)."""
+    if record["responses"][k] is not None:
+        return record["responses"][k], 0, len(record["responses"][k])
+    carrier = templates.LONG_CARRIER if record["is_sentence"] else templates.SHORT_CARRIER
+    query = record["queries"][k] if record["is_sentence"] else record["queries"][k].rstrip(" .?!")
+    response = carrier.format(query=query)
+    start = carrier.index("{query}")
+    return (response, start, start + len(query)) if span == "query" else (response, 0, len(response))
 
 
 def label_map(shapes, hw):
@@ -194,7 +198,10 @@ def _read_record(path, said, explanation):
         raise ValueError("shape not readable") from error
     if not target.any():
         raise ValueError("no target pixel")
-    return Record(path.stem, str(path), queries, responses, is_sentence, explanation, encode_rle(target))
+    return {
+        "key": f"{path.parent.name}/{path.stem}", "image": str(path), "queries": queries, "responses": responses,
+        "is_sentence": is_sentence, "explanation": explanation, "mask": encode_rle(target),
+    }  # fmt: skip
 
 
 def _upright_size(path):

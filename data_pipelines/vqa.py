@@ -1,6 +1,6 @@
 """Conversations in LLaVA's format (D 4.4): LLaVA-Instruct-150k, mix665k and files like them. No masks; text alone is fine."""
 
-import collections
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines.conversation import END, IMAGE
 from data_pipelines.image_folders import Listing, find_image, inside
 from data_pipelines.json_array import JsonArray, scan
+from data_pipelines.left_out import LeftOut
 from data_pipelines.record import Dialogue, Sample
 from plum_jax.errors import UserError
 
@@ -16,7 +17,7 @@ IMAGES = (".", "coco/train2017")
 LAYOUT = 'a JSON array of {"id", "image", "conversations": [{"from": "human" or "gpt", "value"}]}'
 
 
-class Unusable(ValueError):
+class Unusable(Exception):
     """Why an entry is left out: a few words that `Vqa.skipped` counts by."""
 
 
@@ -43,48 +44,60 @@ class Vqa:
         if per_image < 1:
             raise UserError(f"{file}: per_image is {per_image}; use 1 or more")
         path = Path(root) / file
-        self.dataset, self.per_image = dataset or path.stem, per_image
+        self.dataset, self.index_files, self.parts = dataset or path.stem, (path,), ()
         self.folders = tuple(str(Path(root) / folder) for folder in images)
-        self.skipped = collections.Counter()
-        listing, ranges, groups = Listing(self.folders), [], {}
-        for start, stop, entry in scan(path, LAYOUT):
+        left_out, listing, ranges, groups = LeftOut(), Listing(self.folders), [], {}
+        for number, (start, stop, entry) in enumerate(scan(path, LAYOUT)):
             try:
                 parse_entry(entry)
-                if entry.get("image") is not None and listing.find(entry["image"]) is None:
+                image = entry.get("image")
+                if image is not None and listing.find(image) is None:
                     raise Unusable("image file missing")
             except Unusable as reason:
-                self.skipped[str(reason)] += 1
+                named = f", image {str(entry['image'])[:100]!r}" if isinstance(entry, dict) and entry.get("image") else ""
+                left_out.add(f"entry {number}", str(reason), f"{path}: entry {number}{named}: {reason}")
                 continue
-            alone = per_image == 1 or entry.get("image") is None
-            groups.setdefault(len(ranges) if alone else entry["image"], []).append(len(ranges))
+            groups.setdefault(len(ranges) if per_image == 1 or image is None else image, []).append(len(ranges))
             ranges.append((start, stop))
         if not ranges:
-            raise UserError(f"{path}: has no usable conversation ({reasons(self.skipped)}); see docs/data/llava_instruct.md")
-        self.entries = JsonArray(path, ranges)
+            raise UserError(f"{path}: has no usable conversation (left out: {left_out}); see docs/data/llava_instruct.md")
+        self.skipped, self.faults = left_out.counts, left_out.faults
+        self._entries = JsonArray(path, ranges)
         self._members = np.array([k for group in groups.values() for k in group], np.int64)
         self._starts = np.cumsum([0, *map(len, groups.values())])
+        self._draw = self.drawing(per_image=per_image)
 
     def __len__(self):
         return len(self._starts) - 1
 
-    def sample(self, index, rng):
+    def record(self, index):
+        """-> {"key", "image", "dataset", "conversations": [[[question, answer], ...], ...]}."""
         members = self._members[self._starts[index] : self._starts[index + 1]]
-        chosen = rng.permutation(members)[: self.per_image] if len(members) > 1 else members
-        entries = [self.entries[k] for k in chosen]
-        image = entries[0].get("image")
-        if image is not None:
-            path = find_image(self.folders, image)
-            if path is None:
-                raise UserError(f"{self.entries.path}: image {image!r} has vanished since the file was opened; put it back")
-            image = path
-        dialogues = tuple(Dialogue(parse_entry(entry)) for entry in entries)
-        key = f"{entries[0].get('id')}#{chosen[0]}"  # the id alone is that of the image, which has several conversations
-        return Sample(self.family, self.dataset, key, image, dialogues)
+        entries = [self._entries[k] for k in members]
+        name = entries[0].get("image")
+        image = None if name is None else find_image(self.folders, name)
+        if name is not None and image is None:
+            raise UserError(f"{self._entries.path}: image {name!r} has vanished since the file was opened; put it back")
+        key = f"{entries[0].get('id')}#{members[0]}"  # an id alone is often that of the image, which has several conversations
+        return {
+            "key": key, "image": image, "dataset": self.dataset, "conversations": [parse_entry(entry) for entry in entries],
+        }  # fmt: skip
+
+    def sample(self, index, rng):
+        return self._draw(self.record(index), rng)
+
+    @classmethod
+    def drawing(cls, *, per_image=1):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its conversations."""
+        return functools.partial(_draw, per_image=per_image)
 
 
-def reasons(skipped):
-    """Counter -> "3 image file missing, 1 no answer"; "no entries" for an empty one."""
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "no entries"
+def _draw(record, rng, *, per_image):
+    asked = record["conversations"]
+    if len(asked) > 1:
+        asked = [asked[k] for k in rng.permutation(len(asked))[:per_image]]
+    dialogues = tuple(Dialogue(tuple((question, answer) for question, answer in turns)) for turns in asked)
+    return Sample(Vqa.family, record["dataset"], record["key"], record["image"], dialogues)
 
 
 def parse_entry(entry):

@@ -114,7 +114,7 @@ def test_all_question_files_of_a_folder_with_that_split_are_used(tmp_path):
     write_entries(tmp_path, [], "val")
     (tmp_path / "partonomy_qa_pairs.json").write_text("[]")
     source = Explanatory(tmp_path)
-    assert [path.name for path in source.files] == ["paco_lvis_qa_pairs_train.json", "partonomy_qa_pairs_train.json"]
+    assert [path.name for path in source.index_files] == ["paco_lvis_qa_pairs_train.json", "partonomy_qa_pairs_train.json"]
     assert len(source) == 4
     assert len(Explanatory(tmp_path / "paco_lvis_qa_pairs_train.json")) == 2
 
@@ -161,6 +161,21 @@ def test_draws_depend_on_the_generator_alone(tmp_path):  # D25
     assert first == second and len(set(first)) > 1
 
 
+@pytest.mark.parametrize("options", [{"per_image": 2}, {"sample_one_question_per_image": False, "per_image": 2}])
+def test_a_stored_record_gives_the_same_samples(tmp_path, options):
+    entries = [question("images/a.png", HW, correct=k) for k in range(2)]
+    entries += [question("images/a.png", HW, "positive_with_label", parts=("base",))]
+    source = Explanatory(folder_of(tmp_path, *entries), **options)
+    draw = Explanatory.drawing(**options)
+    for index in range(len(source)):
+        record = json.loads(json.dumps(source.record(index)))
+        assert len(record["objects"]) == 1
+        assert [draw(record, np.random.default_rng(k)) for k in range(9)] == draws(source, 9, index)
+    assert source.parts == ("base", "lamp shade", "pole")
+    with pytest.raises(UserError, match="has no question of difference; build it again"):
+        Explanatory.drawing(question_types=("difference",))(record, np.random.default_rng(0))
+
+
 def test_what_cannot_be_used_is_counted_by_reason_when_opened(tmp_path):
     good = question("images/a.png", HW)
     bad = [
@@ -177,8 +192,11 @@ def test_what_cannot_be_used_is_counted_by_reason_when_opened(tmp_path):
     source = Explanatory(folder)
     assert source.skipped == {"question not readable": 4, "answer does not list its parts": 1, "image file missing": 1}
     assert len(source) == 1 and source.sample(0, np.random.default_rng(0)).dialogues
+    messages = [message for _, _, message in source.faults]
+    assert len(messages) == 6 and all(str(folder / "partonomy_qa_pairs_train.json") in message for message in messages)
+    assert "entry 3: image 'images/none.png' is missing" in messages[3]
     write_entries(folder, bad)
-    with pytest.raises(UserError, match="no usable question of identification_with_label, .*'question not readable': 4"):
+    with pytest.raises(UserError, match="no usable question of identification_with_label, .*4 question not readable"):
         Explanatory(folder)
 
 
@@ -187,7 +205,7 @@ def test_masks_of_different_sizes_are_named(tmp_path):
     entry["segmentations"]["base"].append(encode_rle(np.ones((5, 6))))
     source = Explanatory(folder_of(tmp_path, entry))
     with pytest.raises(
-        UserError, match=r"partonomy_qa_pairs_train.json: images/a.png: masks of 'base' have the sizes \[\(5, 6\)"
+        UserError, match=r"one/partonomy_qa_pairs_train:images/a.png: masks of 'base' have the sizes \[\(5, 6\)"
     ):
         source.sample(0, np.random.default_rng(0))
 
@@ -206,7 +224,7 @@ def test_an_opened_folder_keeps_a_few_numbers_for_each_question(tmp_path):
         ({"question_weights": {"part_to_whole": 1.0}}, "question_weights has part_to_whole=1.0"),
         ({"question_weights": {"positive_with_label": -1}}, "question_weights has positive_with_label=-1"),
         ({"question_weights": {"default": 0}}, "no question type has a positive weight"),
-        ({"question_types": ("difference",)}, "no usable question of difference \\(there are other types only\\)"),
+        ({"question_types": ("difference",)}, "no usable question of difference \\(left out: nothing, and other types\\)"),
     ],
 )
 def test_wrong_use_is_one_sentence(tmp_path, options, message):

@@ -88,7 +88,7 @@ def test_a_query_gets_its_own_response(tmp_path):  # D20c: the reference takes t
 
 def test_an_image_without_an_explanation_is_not_answered_with_its_query(tmp_path):  # D20b
     source = ReasonSeg(write(tmp_path, {"a": annotation()}, said={"a": SAID}, explained={"other": "Because."}))
-    assert source.records[0].explanation is None
+    assert source.record(0)["explanation"] is None
     for sample in draws(source, 30):
         assert all(spoken(dialogue)[1] in SAID and dialogue.masks == (0,) for dialogue in sample.dialogues)
 
@@ -140,7 +140,7 @@ def test_responses_from_another_file(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source = ReasonSeg(tmp_path / "root", responses=tmp_path / "mine.json")
-    assert source.without_response == 0 and source.records[0].responses == tuple(SAID)
+    assert source.without_response == 0 and source.record(0)["responses"] == tuple(SAID)
 
 
 def test_smaller_shapes_are_painted_over_larger_ones():
@@ -177,7 +177,7 @@ def test_lines_and_dots_are_drawn():
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
 def test_annotations_in_utf8_or_cp1252(tmp_path, encoding):
     source = ReasonSeg(write(tmp_path, {"a": annotation()}, encoding=encoding, said={"a": SAID}))
-    assert source.records[0].queries == tuple(QUERIES)
+    assert source.record(0)["queries"] == tuple(QUERIES)
 
 
 def test_shapes_are_drawn_on_the_upright_image(tmp_path):
@@ -185,8 +185,8 @@ def test_shapes_are_drawn_on_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", HW[::-1]).save(tmp_path / FOLDER / "train/a.jpg", exif=exif)
-    (record,) = ReasonSeg(tmp_path).records
-    assert record.mask["size"] == [60, 40] and decode_segmentation(record.mask).sum() == 16 * 16
+    mask = ReasonSeg(tmp_path).record(0)["mask"]
+    assert mask["size"] == [60, 40] and decode_segmentation(mask).sum() == 16 * 16
 
 
 def test_what_cannot_be_used_is_counted_by_reason_when_opened(tmp_path):
@@ -209,7 +209,8 @@ def test_what_cannot_be_used_is_counted_by_reason_when_opened(tmp_path):
     (folder / "h.jpg").write_bytes(b"not a picture")
     (folder / "k.jpg").unlink()
     source = ReasonSeg(tmp_path)
-    assert [record.stem for record in source.records] == ["a"]
+    assert len(source) == 1 and source.record(0)["key"] == "train/a"
+    assert ("train/h", "image not readable", f"{folder / 'h.jpg'}: image not readable") in source.faults
     assert source.skipped == {
         "a query is empty or no text": 2, "annotation not readable": 1, "no target pixel": 3, "shape not readable": 1,
         "annotation missing": 1, "image not readable": 1, "image file missing": 1,
@@ -220,6 +221,13 @@ def test_the_same_generator_gives_the_same_sample_also_in_a_worker(tmp_path):
     source = ReasonSeg(write(tmp_path, {"a": annotation()}, said={"a": SAID}, explained={"a": "Because."}), per_image=2)
     assert draws(source, 20) == draws(pickle.loads(pickle.dumps(source)), 20)
     assert len({sample.dialogues for sample in draws(source, 20)}) > 5
+
+
+def test_a_stored_record_gives_the_same_samples(tmp_path):
+    source = ReasonSeg(write(tmp_path, {"a": annotation()}, said={"a": SAID}, explained={"a": "Because."}), per_image=2)
+    record, draw = json.loads(json.dumps(source.record(0))), ReasonSeg.drawing(per_image=2)
+    assert [draw(record, np.random.default_rng(k)) for k in range(20)] == draws(source, 20)
+    assert [path.name for path in source.index_files] == ["train_reformulated_responses.json", "train.json", "a.json"]
 
 
 def test_other_splits_and_wrong_use(tmp_path):

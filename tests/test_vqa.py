@@ -106,6 +106,14 @@ def test_what_cannot_be_used_is_counted_by_reason_when_opened(tmp_path):
     source = Vqa(write(tmp_path, [*BAD.values(), entry(99), "text"]))
     assert source.skipped == dict.fromkeys(BAD, 1) | {"no list of conversations": 2}
     assert len(source) == 1 and source.sample(0, rng()).key == "099#0"
+    key, reason, message = source.faults[0]
+    assert (key, reason) == ("entry 0", "image file missing") and len(source.faults) == 11
+    assert message == f"{tmp_path / FILE}: entry 0, image '2.jpg': image file missing"
+
+
+def test_messages_of_one_reason_are_limited(tmp_path):
+    source = Vqa(write(tmp_path, [entry(0), *[entry(k, image="2.jpg") for k in range(300)]]))
+    assert source.skipped == {"image file missing": 300} and len(source.faults) == 100
 
 
 @pytest.mark.parametrize(
@@ -122,7 +130,7 @@ def test_a_missing_image_is_never_a_black_one(tmp_path):
     (tmp_path / "coco/train2017/000000000001.jpg").unlink()
     with pytest.raises(UserError, match="'000000000001.jpg' has vanished"):
         source.sample(0, rng())
-    with pytest.raises(UserError, match="no usable conversation \\(1 image file missing\\)"):
+    with pytest.raises(UserError, match="no usable conversation \\(left out: 1 image file missing\\)"):
         Vqa(tmp_path)
 
 
@@ -143,11 +151,22 @@ def test_conversations_of_one_image_can_share_a_sample(tmp_path):
 
 
 def test_the_same_generator_gives_the_same_sample_also_in_a_worker(tmp_path):
-    source = Vqa(write(tmp_path, [entry(k) for k in range(5)]), per_image=3)
+    source = Vqa(
+        write(tmp_path, [entry(k, turns=({"from": "human", "value": f"Question {k}?"}, ANSWER)) for k in range(5)]), per_image=3
+    )
     copy = pickle.loads(pickle.dumps(source))
     draws = [source.sample(0, rng(seed)) for seed in range(8)]
     assert draws == [copy.sample(0, rng(seed)) for seed in range(8)]
-    assert len({draw.key for draw in draws}) > 1
+    assert len({draw.dialogues for draw in draws}) > 1
+
+
+def test_a_stored_record_gives_the_same_samples(tmp_path):
+    turns = [({"from": "human", "value": f"Question {k}?"}, ANSWER) for k in range(5)]
+    source = Vqa(write(tmp_path, [entry(k, turns=turns[k]) for k in range(5)]), per_image=3)
+    record = json.loads(json.dumps(source.record(0)))
+    draw = pickle.loads(pickle.dumps(Vqa.drawing(per_image=3)))
+    assert record["image"] and [draw(record, rng(k)) for k in range(8)] == [source.sample(0, rng(k)) for k in range(8)]
+    assert source.index_files == (tmp_path / FILE,)
 
 
 def test_the_opened_file_keeps_two_numbers_for_each_entry(tmp_path):
