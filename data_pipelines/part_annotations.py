@@ -175,9 +175,9 @@ def _read_labels(content, rule):
     labels = {}
     for category in content["categories"]:
         if all(isinstance(category.get(field, ""), str) for field in ("name", "supercategory")) and "name" in category:
-            label = rule({"supercategory": "", **category})
-            if label is not None:
-                labels[identity(category, "id")] = label
+            number, label = identity(category, "id"), rule({"supercategory": "", **category})
+            if number is not None and label is not None:
+                labels[number] = label
     return labels
 
 

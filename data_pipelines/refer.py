@@ -105,14 +105,14 @@ class ReferSource:
         return sorted(records, key=lambda record: record[0])
 
     def _read_targets(self, annotations, wanted, images):
-        """{annotation id: number of its segmentation} of the annotations that phrases of these images mean."""
-        meant = {target: i for i in images for ref in wanted[i] for target in ref.annotation_ids}
+        """{(image id, annotation id): number of its segmentation} of what the phrases of these images mean."""
+        meant = {(i, target) for i in images for ref in wanted[i] for target in ref.annotation_ids}
         targets = {}
         for annotation in annotations:
-            number = identity(annotation, "id")
-            if number in meant and identity(annotation, "image_id") == meant[number]:
+            key = identity(annotation, "image_id"), identity(annotation, "id")
+            if key in meant:
                 try:
-                    targets[number] = self._segmentations.add(annotation.get("segmentation"), images[meant[number]][1])
+                    targets[key] = self._segmentations.add(annotation.get("segmentation"), images[key[0]][1])
                 except ValueError:
                     self.skipped["annotation without a usable mask"] += 1
         return targets
@@ -121,10 +121,11 @@ class ReferSource:
         """Refs of one image -> [(phrase, segmentation numbers)] in order, each phrase once."""
         meanings = {}
         for ref in refs:
-            if not all(target in targets for target in ref.annotation_ids):
+            keys = [(ref.image_id, target) for target in ref.annotation_ids]
+            if not all(key in targets for key in keys):
                 self.skipped["expression whose target has no mask"] += 1
                 continue
-            numbers = tuple(sorted({targets[target] for target in ref.annotation_ids}))
+            numbers = tuple(sorted({targets[key] for key in keys}))
             for phrase in map(plain_phrase, ref.sentences):
                 if not phrase or is_reserved(phrase):
                     self.skipped["phrase that is empty or holds a reserved word"] += 1
