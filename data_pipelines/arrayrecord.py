@@ -7,7 +7,7 @@ import functools
 import json
 from pathlib import Path
 
-from data_pipelines.build_sources import source_class
+from data_pipelines.build_sources import check_options, source_class
 from data_pipelines.example import decode_record
 from data_pipelines.images import StoredImage
 from data_pipelines.manifest import read_build
@@ -120,7 +120,9 @@ class TfdsSource:
 
 def _drawing(facts, options):
     if facts["whole_records"]:
-        return source_class(facts["source"]).drawing(**options)
+        drawing = source_class(facts["source"]).drawing
+        check_options(facts["source"], drawing, options)
+        return drawing(**options)
     if options:
         raise UserError(
             f"options {', '.join(sorted(options))}: without effect, this build holds samples that are drawn already"

@@ -9,7 +9,7 @@ import json
 import math
 from pathlib import Path
 
-from data_pipelines.build_sources import SOURCES, find_source
+from data_pipelines.build_sources import SOURCES, open_source
 from data_pipelines.layout import SPLIT, build_folder, shard_name, write_tfds_metadata
 from data_pipelines.manifest import FORMAT, read_build
 from data_pipelines.shard_workers import build_lock, write_shards
@@ -102,7 +102,7 @@ def build(
     if not SPLIT.fullmatch(split):
         raise UserError(f"split {split!r} is no name; use letters, digits and _")
     root, options = Path(root), options or {}
-    source = find_source(name)(root, split=split, **options)
+    source = open_source(name, root, split, options)
     if len(source) == 0:
         raise UserError(f"{root}: {name} has no record in split {split}; check the folder with plum data check")
     folder = build_folder(out, source.family, source.dataset)

@@ -1,12 +1,13 @@
 """What the TFDS builders of all families share. Needs the extra `data` (tensorflow-datasets); TensorFlow is never imported."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data_pipelines.build_sources import SOURCES, find_source, source_class
+from data_pipelines.build_sources import SOURCES, open_source, source_class
 from data_pipelines.example import record_text
 from data_pipelines.layout import ABOUT, VERSION, config_name
 from data_pipelines.storing import BadRecord, is_storable, stored_record
@@ -61,14 +62,14 @@ class FamilyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        config, found, faults = self.builder_config, {}, []
+        config, root, found, faults = self.builder_config, Path(str(dl_manager.manual_dir)), {}, []
         for split in config.splits:
             try:
-                source = find_source(config.source)(dl_manager.manual_dir, split=split, **config.options)
+                source = open_source(config.source, root, split, config.options)
             except UserError as error:
                 faults.append(str(error))
                 continue
-            found[split] = self._generate_examples(source, dl_manager.manual_dir)
+            found[split] = self._generate_examples(source, root)
         if not found:
             raise UserError(f"no split can be read; the first: {faults[0]}")
         for fault in faults:
