@@ -44,7 +44,7 @@ class Layout:
     """Where a data set keeps its files, and what its categories mean."""
 
     annotations: str  # with {split}
-    images: str  # with {base} for the split without `_whole`
+    images: str  # with {split}; where that is missing, that of the split without `_whole`
     splits: tuple[str, ...]
     label: Callable  # entry of "categories" -> (object, part or None), or None
     page: str  # of docs/data
@@ -63,7 +63,7 @@ LAYOUTS = {
     ),
     "partimagenet": Layout(
         "partimagenet/PartImageNet/annotations/{split}/{split}.json",
-        "partimagenet/PartImageNet/images/{base}",
+        "partimagenet/PartImageNet/images/{split}",
         ("train", "train_whole", "val", "val_whole", "test", "test_whole"),
         partimagenet_label,
         "partimagenet.md",
@@ -96,7 +96,8 @@ class PartAnnotationSource:
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
         self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
         self.path = Path(root) / layout.annotations.format(split=split)
-        self._images = Path(images or Path(root) / layout.images.format(base=split.removesuffix("_whole")))
+        folders = [Path(root) / layout.images.format(split=name) for name in (split, split.removesuffix("_whole"))]
+        self._images = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
         content = read_coco(self.path, advice)
         self.listed = len(content["images"])
         labels = _read_labels(content, layout.label)
