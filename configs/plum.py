@@ -40,6 +40,8 @@ def model_config(size):
 def get_config(arg=""):
     """PLUM on a PARTONOMY folder: `--config=configs/plum.py:size=13b,stage=ft --config.data.folder=DIR --config.base=DIR`.
 
+    The pre-training before it: `--config=configs/plum.py:stage=0shot --config.data.root=DIR`, the folder of all data sets.
+
     Args:
       arg: size=7b|13b; stage=ft|0shot, fine-tuning on PARTONOMY or the pre-training before it; reference=0|1, 1 does what the
         reference's code does where that differs from what is right (docs/faithful.md).
@@ -72,13 +74,19 @@ def get_config(arg=""):
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     labelled = ("identification_with_label", "positive_with_label", "negative_with_label")  # what is fine-tuned on (M 7.7)
     config.data = dict(
-        folder="", train_split="train", template="llava_v1", tokenizer_flavour="fast", span_pairing="name",
+        folder="", root="", sources=(), train_split="train", template="llava_v1", tokenizer_flavour="fast",
+        span_pairing="name",
         clip_view="center_crop",  # the view that LLaVA's and PLUM's weights were trained with
         question_weights=dict(dict.fromkeys(labelled, 1.0), default=0.0),
         global_batch=128, micro_batches=8, conversations=1, grounded=(1, 1),
         max_tokens=257,  # 512 positions with the 256 of the image
         max_spans=16, max_masks=16, canvas=(1024, 1024), workers=0, cache=False,
     )
+    if options.stage == "0shot":  # the mixture of the reference; one name and one mask in every answer
+        weights = dict(semantic=9.0, refer=5.0, vqa=5.0, reason=1.0)
+        config.data.sources = tuple(dict(name=name, weight=weight) for name, weight in weights.items())
+        config.data.grounded = ()  # 15 of 20 images have masks, as the weights say: (3, 4)
+        config.data.max_spans = config.data.max_masks = 1
     # As many images as the reference sees: 500 updates of 10 micro-batches for fine-tuning; 25 such epochs before it.
     config.train = dict(steps=12500 if options.stage == "0shot" else 500, log_every=10, save_every=100, keep=2)
     config.eval = dict(
@@ -87,6 +95,8 @@ def get_config(arg=""):
     )
     if options.reference:
         faithful(config, options.stage)
+        if options.stage == "0shot":  # up to five classes or phrases of an image, and SAM encodes every image
+            config.data.update(grounded=(1, 1), conversations=5, max_masks=5)
         config.data.global_batch = IMAGES * config.data.micro_batches
         config.train.steps = 1250 if options.stage == "0shot" else 500
         config.name += "_reference"

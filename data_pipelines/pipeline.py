@@ -1,13 +1,27 @@
-"""Batches for one host: shuffle, draw questions, assemble `Batch`, prefetch. The step number is the whole state."""
+"""Batches for one host: shuffle, draw, assemble `Batch`, prefetch. The step number is the whole state."""
 
 import functools
+import sys
 
 import grain
 import numpy as np
 
+from data_pipelines.account import Account
+from data_pipelines.mixture import Mixture
 from data_pipelines.partonomy.source import PartonomySource
+from data_pipelines.sources import grounded_pair
 from plum_jax.batch import Batch
 from plum_jax.errors import UserError
+
+ENDLESS = 1 << 40  # rows
+
+
+def open_data(config, tokenizer):
+    """What config.data names: a `Mixture` of its sources, or the one PARTONOMY folder."""
+    data = config.data
+    if data.get("sources"):
+        return Mixture(config, tokenizer)
+    return PartonomySource(data.folder, data.train_split, config, tokenizer)
 
 
 def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
@@ -15,32 +29,40 @@ def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
 
     The global batch of a step is a function of (config.seed, step) alone: the hosts hold its consecutive blocks, and
     workers, threads and restarts change nothing. Of every m consecutive images the first n have a SAM view and masks
-    (config.data.grounded). `source` is built from config.data unless given (to share its cache, or to read `dropped`).
+    (config.data.grounded). `source` is that of `open_data` unless given (to share its cache, or to read its accounts).
     """
     data = config.data
-    source = source or PartonomySource(data.folder, data.train_split, config, tokenizer)
-    size, (n, m) = data.global_batch // hosts, data.grounded
+    source = source or open_data(config, tokenizer)
+    size, (n, m) = data.global_batch // hosts, grounded_pair(data)
     if data.global_batch % hosts or size % data.micro_batches or (size // data.micro_batches) % m or not 0 < n <= m:
         raise UserError(
             f"config.data.global_batch {data.global_batch} on {hosts} hosts in {data.micro_batches} micro-batches leaves no "
             f"multiple of config.data.grounded {(n, m)}; change one of them"
         )
+    mixed = isinstance(source, Mixture)
+    rows = grain.MapDataset.range(ENDLESS).map(source.row) if mixed else _folder_rows(source, config.seed, (n, m))
+    local = rows.batch(size, drop_remainder=True, batch_fn=collate_counted if mixed else collate)[host::hosts][start:]
+    # Elements are whole batches: a few ahead are enough, and the rest of the machine is busy with the step.
+    dataset = local.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    if data.workers:
+        _parse_no_flags()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+    return Counted(iter(dataset), hosts) if mixed else iter(dataset)
+
+
+def _folder_rows(source, seed, grounded):
+    """The rows of a PARTONOMY folder without end: every image once an epoch."""
+    n, m = grounded
 
     def record(position, _):
         epoch, place = divmod(position, len(source))
-        return source[int(_epoch_order(len(source), config.seed, epoch)[place])]
+        return source[int(_epoch_order(len(source), seed, epoch)[place])]
 
     def build(index, drawn):
         return source.row(*drawn, grounded=index % m < n)
 
-    records = grain.MapDataset.range(len(source)).seed(config.seed).repeat().map_with_index(record)
-    rows = records.random_map(source.choose).map_with_index(build)  # the index in the endless sequence says who is grounded
-    local = rows.batch(size, drop_remainder=True, batch_fn=collate)[host::hosts][start:]
-    # Elements are whole batches: a few ahead are enough, and the rest of the machine is busy with the step.
-    dataset = local.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    if data.workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-    return iter(dataset)
+    records = grain.MapDataset.range(len(source)).seed(seed).repeat().map_with_index(record)
+    return records.random_map(source.choose).map_with_index(build)  # the index in the endless sequence says who is grounded
 
 
 @functools.lru_cache(maxsize=4)
@@ -49,10 +71,48 @@ def _epoch_order(size, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
+def _parse_no_flags():
+    """Grain starts its workers with the flags of absl, which this program does not use."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])
+
+
 def collate(rows):
-    """Rows of `PartonomySource.row` -> Batch; the arrays of grounded images come from those rows alone."""
+    """Rows -> Batch; the arrays of grounded images come from those rows alone."""
     fields = {}
     for name in Batch._fields:
         values = [row[name] for row in rows if row[name] is not None]
         fields[name] = np.stack(values) if values else None
     return Batch(**fields)
+
+
+def collate_counted(rows):
+    """[(row, Account)] -> (Batch, Account). The account travels with its batch, so that those of worker processes arrive."""
+    total = Account()
+    for _, account in rows:
+        total.add(account)
+    return collate([row for row, _ in rows]), total
+
+
+class Counted:
+    """Iterator of `Batch` that adds up what its batches went through: `account` covers those that were taken, on this one of
+    `hosts`.
+
+    Raises UserError when no record of the first batch can be read: then it is not the record that is wrong.
+    """
+
+    def __init__(self, pairs, hosts):
+        self._pairs, self.hosts, self.account = pairs, hosts, Account()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch, account = next(self._pairs)
+        first = not self.account.counts
+        self.account.add(account)
+        if first and account.total("skipped:") == account.total("draws"):
+            raise UserError(f"no record of the first batch can be read: {next(iter(account.messages.values()))[0]}")
+        return batch

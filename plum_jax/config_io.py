@@ -10,8 +10,8 @@ from pathlib import Path
 from plum_jax.errors import UserError
 
 # Keys that may change between two runs of one folder: they alter how the work is done, or how much of it, not what it is.
-RESUMABLE = ("train.", "mesh.", "eval.", "data.workers", "data.cache", "data.folder", "data.micro_batches", "base")
-ANY_LENGTH = ("model.sam.global_blocks",)  # tuples whose length is a choice
+RESUMABLE = ("train.", "mesh.", "eval.", "data.workers", "data.cache", "data.folder", "data.root", "data.micro_batches", "base")
+ANY_LENGTH = {"model.sam.global_blocks": int, "data.sources": dict, "data.grounded": int}  # tuples whose length is a choice
 
 
 def add_config_flag(parser, default="configs/tiny.py"):
@@ -153,7 +153,7 @@ def _like(key, value, current):
     """A tuple whose elements have the types of those of `current`, and its length."""
     kinds = [type(x) for x in current]
     if key in ANY_LENGTH:
-        kinds = [int] * len(value)
+        kinds = [ANY_LENGTH[key]] * len(value)
     if len(value) == len(kinds):
         value = tuple(float(x) if (type(x), kind) == (int, float) else x for x, kind in zip(value, kinds, strict=True))
     if [type(x) for x in value] != kinds:

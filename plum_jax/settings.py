@@ -3,6 +3,7 @@
 import math
 import re
 
+from data_pipelines.sources import entries, grounded_pair
 from plum_jax.errors import UserError
 from plum_jax.switches import check_switches
 
@@ -16,8 +17,7 @@ INT8 = 127  # spans and masks of a batch are numbered in int8
 def check_settings(config):
     """UserError for a value that no data and no mesh make right; the model's sizes are checked by `PlumConfig`."""
     data, mesh = config.data, config.mesh
-    if not data.folder:
-        raise UserError("config.data.folder: is empty; run plum data make --out DIR and pass --config.data.folder=DIR")
+    _check_data(config)
     for name in AT_LEAST_ONE:
         part, key = name.split(".")
         if config[part][key] < 1:
@@ -33,8 +33,9 @@ def check_settings(config):
     if data.workers < 0:
         raise UserError(f"config.data.workers: {data.workers} is negative; set it to 0 or more")
     _check_pair("canvas", data.canvas, "height and width in pixels, such as (128, 128)", all(x > 0 for x in data.canvas))
-    grounded = len(data.grounded) == 2 and 0 < data.grounded[0] <= data.grounded[1]
-    _check_pair("grounded", data.grounded, "(n, m) with 1 <= n <= m: n of every m images have masks", grounded)
+    pair = grounded_pair(data)
+    grounded = len(pair) == 2 and 0 < pair[0] <= pair[1]
+    _check_pair("grounded", pair, "(n, m) with 1 <= n <= m: n of every m images have masks", grounded)
     check_switches(config)
     if not 0 < config.optim.lr < math.inf:
         raise UserError(f"config.optim.lr: {config.optim.lr} is not a learning rate; set it to a positive number")
@@ -48,6 +49,23 @@ def check_settings(config):
         raise UserError(
             f"config.trainable: {config.trainable!r} is not a regular expression ({error}); correct it, or use .* for all"
         ) from error
+
+
+def _check_data(config):
+    """One source of data: a PARTONOMY folder, or a mixture whose dictionaries are right."""
+    data = config.data
+    sources = entries(data) if data.get("sources") else []
+    if not sources and not data.folder:
+        raise UserError("config.data.folder: is empty; run plum data make --out DIR and pass --config.data.folder=DIR")
+    if sources and data.folder:
+        raise UserError(
+            f"config.data.folder: {data.folder!r} is given together with config.data.sources; pass --config.data.sources=() to "
+            "train on the folder, or --config.data.root=DIR without a folder to train on the sources"
+        )
+    if sources and config.loss.patch > 0:
+        raise UserError(
+            f"config.loss.patch: {config.loss.patch} needs one list of parts for all data; set it to 0 with config.data.sources"
+        )
 
 
 def _check_pair(name, value, form, good):
@@ -69,7 +87,7 @@ def check_gradients(config, trainable):
 
 def check_split(config, mesh):
     """UserError unless the images of a micro-batch, and those of them with masks, divide among the devices."""
-    data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], config.data.grounded
+    data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], grounded_pair(config.data)
     rows = data.global_batch // data.micro_batches
     for images, what in ((rows, "images"), (rows * n // m, "images with masks")):
         if images % shards or images == 0:

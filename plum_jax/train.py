@@ -38,7 +38,8 @@ def main(argv):
     if result.preempted:
         return 0
     say(f"Wrote {args.workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
-    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={config.data.folder} --out={args.workdir}/eval")
+    folder = config.data.folder or "DIR"
+    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder} --out={args.workdir}/eval")
     return 0
 
 
@@ -78,7 +79,8 @@ def train(config, workdir):
     """
     import jax
 
-    from data_pipelines.partonomy.source import PartonomySource
+    from data_pipelines.pipeline import open_data
+    from data_pipelines.sources import grounded_pair
     from plum_jax import checkpoint
     from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
@@ -86,16 +88,18 @@ def train(config, workdir):
 
     console.check_out(workdir)
     check_settings(config)
+    config = config.copy_and_resolve_references()
+    config.data.grounded = grounded_pair(config.data)  # what the run does, whatever becomes of the weights, is in config.json
     mesh = make_mesh(config.mesh)
     check_split(config, mesh)
     tokenizer = tokenizer_of(config)
     check_vocabulary(config, tokenizer)
-    source = PartonomySource(config.data.folder, config.data.train_split, config, tokenizer)
+    source = open_data(config, tokenizer)
+    mixed = bool(config.data.get("sources"))
+    words = ["background", *([] if mixed else source.parts)]  # of the patch loss
     first = jax.process_index() == 0
     with jax.set_mesh(mesh):
-        plan = _plan(
-            config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in ["background", *source.parts]]
-        )
+        plan = _plan(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
         data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
@@ -110,7 +114,9 @@ def train(config, workdir):
                 return TrainResult(start, 0.0, 0.0, {}, False)
             with RunRecord(workdir, "train", config, write=first) as record:
                 record.note(parameters=plan.parameters, trainable=plan.trainable, mesh=dict(mesh.shape))
-                if first:
+                if mixed:
+                    record.note(sources=source.describe())
+                elif first:
                     record.input("data", source.path)
                 run = _Run(config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record)
                 return _loop(run, state, start, data if data.start == start else data.open(config, tokenizer, source, start))
@@ -259,6 +265,7 @@ def _loop(run, state, start, data):
             arrays = put(batch, config, run.mesh)
     run.checkpointer.wait()
     logger.close()
+    _account(run, data.rest)
     return _finish(run, TrainResult(step, time.monotonic() - began, 0.0, meter.latest, step < steps), start)
 
 
@@ -276,11 +283,22 @@ def _save(run, step, state, meter, stop):
 def _finish(run, result, start):
     rate = (result.step - start) * run.config.data.global_batch / max(result.seconds, 1e-9)
     run.record.seconds["loop"] = round(result.seconds, 3)
-    run.record.note(step=result.step, images_per_second=round(rate, 2), dropped_spans=dict(run.source.dropped))
+    run.record.note(step=result.step, images_per_second=round(rate, 2))
     if result.preempted:
         run.record.note(status="preempted")
         say(f"Preempted: saved step {result.step:,}; run the same command to go on")
     return result._replace(images_per_second=rate)
+
+
+def _account(run, stream):
+    """Writes what became of the records that this run drew on this host, and prints it for a mixture."""
+    if not run.config.data.get("sources"):
+        run.record.note(dropped_spans=dict(run.source.dropped))
+        return
+    run.record.note(data=stream.account.summary())
+    say("Data of this run" + (" on the first host:" if stream.hosts > 1 else ":"))
+    for line in stream.account.lines():
+        say(f"  {line}")
 
 
 def put(batch, config, mesh):

@@ -7,7 +7,8 @@ from PIL import Image
 
 from configs.tiny import get_config
 from data_pipelines.images import clip_view, load_image, sam_view
-from data_pipelines.partonomy.source import PartonomySource, rank_slot
+from data_pipelines.partonomy.source import PartonomySource
+from data_pipelines.rows import rank_slot
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.errors import UserError
 

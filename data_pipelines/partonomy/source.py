@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.conversation import Encoded, encode, keep_spans, truncate
+from data_pipelines.conversation import encode
 from data_pipelines.images import clip_view, load_image, sam_view
 from data_pipelines.masks import part_masks, patch_parts
 from data_pipelines.partonomy.records import Question, question_file, read_questions, training_conversation
+from data_pipelines.rows import GROUNDED_FIELDS, assign_slots, fit, pair_spans, stack
 from plum_jax.errors import UserError
 from plum_jax.switches import switch
 
@@ -73,41 +74,26 @@ class PartonomySource:
         """The `Batch` fields of an image and its chosen questions; SAM view and masks are None where not `grounded`."""
         data = self.config.data
         texts = [self._once(("text", record.index, i), self._text, record, i) for i in chosen]
-        texts, slots = self._assign_masks(record, chosen, texts)
-        row = _stack([encoded for encoded, _ in texts], data.conversations, data.max_tokens)
+        texts, slots, lost = assign_slots(texts, data.max_masks)
+        for i, number in zip(chosen, lost, strict=True):
+            if number:
+                self._drops["masks", record.index, i] = collections.Counter(max_masks=number)
+        row = stack([encoded for encoded, _ in texts], data)
         row["sample_id"] = np.int64(record.index)
         image = functools.cache(lambda: load_image(self.folder / record.image_path))  # at most one reading for all views
         row["clip_pixels"] = self._once(("clip", record.index), self._clip, image)
         row["patch_part"] = None
         if self.config.loss.patch > 0:
             row["patch_part"] = self._once(("patch", record.index), self._patch, record, image)
-        row["span_valid"] = np.zeros((data.conversations, data.max_spans), bool)
-        row["span_mask_index"] = np.zeros((data.conversations, data.max_spans), np.int8)
-        row.update(dict.fromkeys(("sam_pixels", "resized_hw", "original_hw", "masks", "mask_valid")))
+        row.update(dict.fromkeys(GROUNDED_FIELDS))
         if grounded:
             row["sam_pixels"], row["resized_hw"] = self._once(("sam", record.index), self._sam, image)
-            self._add_masks(row, record, image, [owners for _, owners in texts], slots)
+            self._add_masks(row, record, image, slots)
+            pair_spans(row, [owners for _, owners in texts], slots, self.pairing)
         return row
 
-    def _assign_masks(self, record, chosen, texts):
-        """Mask slots {(instance, part): slot} in order of first use. A span whose mask finds no slot loses its label too."""
-        slots, kept_texts = {}, []
-        for i, (encoded, owners) in zip(chosen, texts, strict=True):
-            for owner in owners:
-                if len(slots) < self.config.data.max_masks:
-                    slots.setdefault(owner, len(slots))
-            kept = [s for s, owner in enumerate(owners) if owner in slots]
-            if len(kept) < len(owners):
-                self._drops["masks", record.index, i] = collections.Counter(max_masks=len(owners) - len(kept))
-                encoded, owners = keep_spans(encoded, kept), [owners[s] for s in kept]
-            kept_texts.append((encoded, owners))
-        return kept_texts, slots
-
-    def _add_masks(self, row, record, image, owners, slots):
-        """Target masks, and which of them each span owns. A part with an empty mask keeps its label but owns no target.
-
-        With config.data.span_pairing "rank" a span owns what `rank_slot` says instead of the mask of the part that it names.
-        """
+    def _add_masks(self, row, record, image, slots):
+        """Target masks. A part with an empty mask keeps its label but is no target."""
         data = self.config.data
         names, (height, width), packed = self._once(("masks", record.index), self._masks, record, image)
         row["original_hw"] = np.array((height, width), np.int32)
@@ -117,11 +103,6 @@ class PartonomySource:
             mask = np.unpackbits(packed[names[name]], axis=-1, count=width)
             row["masks"][slot, :height, :width] = mask
             row["mask_valid"][slot] = mask.any()
-        for c, spans in enumerate(owners):
-            for s, name in enumerate(spans):
-                slot = slots[name] if self.pairing == "name" else rank_slot(c, s, len(owners), len(slots))
-                if slot is not None and row["mask_valid"][slot]:
-                    row["span_valid"][c, s], row["span_mask_index"][c, s] = True, slot
 
     def _once(self, key, function, *args):
         if not self.config.data.cache:
@@ -134,13 +115,7 @@ class PartonomySource:
         """Question i -> (Encoded of at most max_tokens tokens and max_spans spans, [(instance, part) of each span])."""
         data, row = self.config.data, training_conversation(record.questions[i])
         whole = encode(row.turns, self.tokenizer, data.template, row.spans, flavour=self.flavour)
-        encoded, kept = truncate(whole, data.max_tokens)
-        lost = collections.Counter(max_tokens=whole.num_spans - len(kept), max_spans=max(0, len(kept) - data.max_spans))
-        lost["tokens"] = len(whole.tokens) - len(encoded.tokens)
-        if lost["max_spans"]:
-            kept = kept[: data.max_spans]
-            encoded = keep_spans(encoded, range(data.max_spans))
-        self._drops["text", record.index, i] = lost
+        encoded, kept, self._drops["text", record.index, i] = fit(whole, data)
         unused = np.zeros((0, 2), np.int32)  # characters are not needed any more: they would be most of the cache
         encoded = dataclasses.replace(encoded, text="", offsets=unused)
         return encoded, [(record.instances[i], row.parts[s]) for s in kept]
@@ -193,15 +168,6 @@ class PartonomySource:
                     raise UserError(f"{self.path}: part {unknown[0]!r} is not among the parts of dataset.json; add it there")
 
 
-def rank_slot(conversation, rank, conversations, masks):
-    """The mask that the reference trains a span on, whatever part it names (M 6, D10); None where it has none.
-
-    With as many conversations about an image as it has masks, conversation k owns mask k; else the span of rank k does.
-    """
-    slot = conversation if conversations == masks else rank
-    return slot if slot < masks else None
-
-
 def _group(questions, weights):
     """Questions with a positive weight -> one `Record` per image, images and questions in first-appearance order."""
     by_image = collections.defaultdict(list)
@@ -230,22 +196,3 @@ def read_parts(folder, records):
         return sorted(set(json.loads(path.read_text(encoding="utf-8"))["parts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: has no readable list of parts ({error!r}); run plum data make again") from error
-
-
-def _stack(texts: list[Encoded], conversations, max_tokens):
-    """Encoded conversations -> padded arrays of C = `conversations` rows; the missing rows are all invalid."""
-    row = {
-        "tokens": np.zeros((conversations, max_tokens), np.int32),
-        "token_valid": np.zeros((conversations, max_tokens), bool),
-        "loss_weight": np.zeros((conversations, max_tokens), np.float32),
-        "image_position": np.full(conversations, -1, np.int32),
-        "bio": np.zeros((conversations, max_tokens), np.int8),
-        "span_of_token": np.zeros((conversations, max_tokens), np.int8),
-    }
-    for c, text in enumerate(texts):
-        length = len(text.tokens)
-        for name in ("tokens", "loss_weight", "bio", "span_of_token"):
-            row[name][c, :length] = getattr(text, name)
-        row["token_valid"][c, :length] = True
-        row["image_position"][c] = text.image_position
-    return row
