@@ -3,14 +3,14 @@
 import argparse
 import bisect
 import collections
-import functools
 import json
 from pathlib import Path
 
-from data_pipelines.build_sources import check_options, source_class
+from data_pipelines.build_sources import options_of, source_class
 from data_pipelines.example import decode_record
 from data_pipelines.images import StoredImage
 from data_pipelines.manifest import read_build
+from data_pipelines.sources import KINDS
 from data_pipelines.storing import drawn_sample
 from plum_jax.errors import UserError
 from plum_jax.run_record import sha256_of
@@ -104,8 +104,8 @@ class TfdsSource:
 
     def __init__(self, records, **options):
         facts = dict(records.dataset_info.metadata)
-        self.records, self.dataset = records, records.dataset_info.config_name
-        self.family, self.grounded, self.skipped = facts["family"], facts["grounded"], collections.Counter()
+        self.family, self.dataset, self.grounded = (facts[name] for name in ("family", "dataset", "grounded"))
+        self.records, self.skipped = records, collections.Counter()
         self._draw = _drawing(facts, options)
 
     def __len__(self):
@@ -119,15 +119,32 @@ class TfdsSource:
 
 
 def _drawing(facts, options):
-    if facts["whole_records"]:
-        drawing = source_class(facts["source"]).drawing
-        check_options(facts["source"], drawing, options)
-        return drawing(**options)
-    if options:
-        raise UserError(
-            f"options {', '.join(sorted(options))}: without effect, this build holds samples that are drawn already"
-        )
-    return functools.partial(drawn_sample)
+    """What makes samples of the records. Options that say what was built must say what the build says."""
+    name, built = facts["source"], facts["options"]
+    drawing = source_class(name).drawing if facts["whole_records"] else None
+    chosen = {}
+    for option, value in options.items():
+        if drawing and option in options_of(drawing):
+            chosen[option] = value
+        elif json.loads(json.dumps(value)) != built.get(option):
+            known = ", ".join(options_of(drawing)) if drawing else "none"
+            raise UserError(
+                f"{facts['dataset']}: {option} is {value!r}, but the build has {option} {built.get(option)!r}; "
+                f"only {known} can be chosen when reading, so build with --option {option}=..."
+            )
+    return drawing(**chosen) if drawing else drawn_sample
+
+
+def find_built(root, name, split):
+    """Folder below `root` where `plum data build` put a source of this name, or None; UserError where there are several."""
+    found = []
+    for path in sorted(Path(root).glob(f"plum_{KINDS[name].family}/*/*/build.json")):
+        facts = read_build(path.parent)["splits"].get(split)
+        if facts and facts["source"] == name:
+            found.append(path.parent)
+    if len(found) > 1:
+        raise UserError(f"{root}: has {name} {len(found)} times ({', '.join(map(str, found))}); make one of them the root")
+    return found[0] if found else None
 
 
 def _line(error):

@@ -9,12 +9,13 @@ import json
 import math
 from pathlib import Path
 
-from data_pipelines.build_sources import SOURCES, open_source
+from data_pipelines.build_sources import open_named
 from data_pipelines.layout import SPLIT, build_folder, shard_name, write_tfds_metadata
 from data_pipelines.manifest import FORMAT, read_build
 from data_pipelines.shard_workers import build_lock, write_shards
 from data_pipelines.shards import part_path, read_part, whole_part
-from data_pipelines.storing import is_storable
+from data_pipelines.sources import KINDS
+from data_pipelines.storing import Recorder, is_storable
 from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json, write_text
 
@@ -25,17 +26,18 @@ def main(argv=None):
     for name in ("workers", "shard_records", "draws"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give at least 1")
-    print(f"building {', '.join(arguments.sources)} from {arguments.root} into {arguments.out}", flush=True)
+    sources = [_named(source, arguments.root, options) for source in arguments.sources]
+    print(f"building {', '.join(arguments.sources)} from {arguments.root or 'there'} into {arguments.out}", flush=True)
     with RunRecord(arguments.out, "data build") as record:
-        for name in arguments.sources:
+        for name, root, chosen in sources:
             for split in arguments.split:
-                with record.timing(f"{name} {split}"):
+                with record.timing(f"{root} {name} {split}"):
                     folder = build(
                         name,
-                        arguments.root,
+                        root,
                         arguments.out,
                         split=split,
-                        options=options,
+                        options=chosen,
                         workers=arguments.workers,
                         resume=arguments.resume,
                         strict=arguments.strict,
@@ -52,9 +54,11 @@ def _parser():
         prog="plum data build",
         description="Store data sets as ArrayRecord: one record for each image, with everything that training draws from.",
     )
-    known = ", ".join(sorted(SOURCES))
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{known}, or module:Class of a source of your own")
-    parser.add_argument("--root", required=True, help="folder of the raw data, as in docs/data")
+    known = ", ".join(KINDS)
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help=f"{known}; a folder of PARTONOMY questions; or module:Class"
+    )
+    parser.add_argument("--root", help="folder of the raw data, as in docs/data; needed unless every SOURCE is a folder")
     parser.add_argument("--out", required=True, help="folder of the build")
     parser.add_argument("--split", nargs="+", default=["train"], help="splits to build, default train")
     parser.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
@@ -68,6 +72,15 @@ def _parser():
         "--option", action="append", default=[], metavar="NAME=VALUE", help="argument of the source, such as dataset=refcoco"
     )
     return parser
+
+
+def _named(source, root, options):
+    """SOURCE of the command line -> (name, root, options). A folder is one of PARTONOMY questions, called as it is called."""
+    if source not in KINDS and Path(source).is_dir():
+        return "explanatory", source, {"dataset": Path(source).resolve().name, **options}
+    if not root:
+        raise UserError(f"--root is missing: {source} is no folder, so give the folder that its raw data is in")
+    return source, root, options
 
 
 def _option(text):
@@ -102,7 +115,7 @@ def build(
     if not SPLIT.fullmatch(split):
         raise UserError(f"split {split!r} is no name; use letters, digits and _")
     root, options = Path(root), options or {}
-    source = open_source(name, root, split, options)
+    source = open_named(name, root, split, options)
     if len(source) == 0:
         raise UserError(f"{root}: {name} has no record in split {split}; check the folder with plum data check")
     folder = build_folder(out, source.family, source.dataset)
@@ -121,7 +134,7 @@ def build(
              folder / shard_name(source.family, split, n, count), part_path(folder, split, n))
             for n in range(count) if n not in whole
         ]  # fmt: skip
-        write_shards(source, jobs, workers, root=root, draws=draws, strict=strict, log=log)
+        write_shards(Recorder(source, root, options, draws), jobs, workers, strict=strict, log=log)
         facts = _finish(folder, split, plan, source, root)
     left_out = ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()) or "none"
     log(f"{folder}: {split} has {facts['records']} records in {count} shards; left out: {left_out} (errors.csv)")
@@ -178,6 +191,8 @@ def _finish(folder, split, plan, source, root):
     """build.json, errors.csv and TFDS's description, from the parts. Returns what build.json says about the split."""
     parts = [read_part(part_path(folder, split, number)) for number in range(plan["shards"])]
     errors = [["", key, reason, str(message).replace(f"{root}/", "")] for key, reason, message in getattr(source, "faults", ())]
+    listed = {error[2] for error in errors}
+    errors += [["", "", reason, f"{n} times"] for reason, n in plan["source_skipped"].items() if reason not in listed]
     errors += [error for part in parts for error in part["errors"]]
     records = sum(part["records"] for part in parts)
     if records == 0:
@@ -198,7 +213,7 @@ def _finish(folder, split, plan, source, root):
         for name, facts in splits.items()
         if facts["status"] == "complete"
     }
-    metadata = {name: plan[name] for name in ("family", "grounded", "source", "whole_records")}
+    metadata = {name: plan[name] for name in ("family", "dataset", "grounded", "source", "options", "whole_records")}
     write_tfds_metadata(folder, plan["family"], plan["dataset"], complete, metadata)
     write_json(folder / "build.json", {"format": FORMAT, "splits": dict(sorted(splits.items()))})
     return splits[split]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines.coco_segmentation import Segmentations
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
+from data_pipelines.masks import decode_rle, encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
 from data_pipelines.record import Sample
 from data_pipelines.templates.semantic import ANSWERS, QUESTIONS
@@ -98,6 +99,7 @@ class PartAnnotationSource:
         self.path = Path(root) / layout.annotations.format(split=split)
         folders = [Path(root) / layout.images.format(split=name) for name in (split, split.removesuffix("_whole"))]
         self._images = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
+        self.index_files = (self.path,)
         content = read_coco(self.path, advice)
         self.listed = len(content["images"])
         labels = _read_labels(content, layout.label)
@@ -147,28 +149,59 @@ class PartAnnotationSource:
     def __len__(self):
         return len(self._records)
 
-    def sample(self, index, rng):
-        """Sample number `index`. Raises UserError where no mask of the image can be read or has a pixel."""
+    def _about(self, name, file):
+        return {"key": name, "image": str(self._images / name), "dataset": self.dataset, "file": str(file)}
+
+    def record(self, index):
+        """-> {"key", "image", "dataset", "file", "labels": [[object, part or None, run lengths], ...]}."""
         name, hw, annotations = self._records[index]
-        dialogues, masks, asked = [], [], set()
-        for label in rng.permutation(sorted(annotations)).tolist():
-            mask = self._mask(annotations[label], hw, name)
-            said = call(self.labels[label], rng)
-            if mask.any() and said not in asked:  # a ring may be too thin for a pixel
-                asked.add(said)
-                dialogues.append(ask_for(said, len(masks), QUESTIONS, ANSWERS, rng))
-                masks.append(mask)
-            if len(masks) == self.per_image:
-                break
-        if not masks:
-            raise UserError(f"{self.path}: no annotation of {name} covers a pixel; remove them")
-        return Sample(self.family, self.dataset, name, str(self._images / name), tuple(dialogues), tuple(masks))
+        labels = [[*self.labels[k], encode_rle(self._mask(annotations[k], hw, name))] for k in sorted(annotations)]
+        return {**self._about(name, self.path.name), "labels": labels}
+
+    def sample(self, index, rng):
+        """The same as `drawing` gives for the record; only the masks that were drawn are made.
+
+        Raises UserError where no mask of the image can be read or has a pixel.
+        """
+        name, hw, annotations = self._records[index]
+        numbers = sorted(annotations)
+        labels, mask_of = [self.labels[k] for k in numbers], lambda i: self._mask(annotations[numbers[i]], hw, name)
+        return _sample(self._about(name, self.path), labels, mask_of, self.per_image, rng)
+
+    @classmethod
+    def drawing(cls, *, per_image=3):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its labels."""
+        return functools.partial(_draw, per_image=check_per_image(per_image))
 
     def _mask(self, numbers, hw, name):
         try:
             return self._segmentations.mask(numbers, hw)
         except ValueError as error:
             raise UserError(f"{self.path}: an annotation of {name}: {error}; download the file again") from error
+
+
+def _draw(record, rng, *, per_image):
+    masks = [mask for _, _, mask in record["labels"]]
+    labels = [(whole, part) for whole, part, _ in record["labels"]]
+    return _sample(record, labels, lambda i: decode_rle(masks[i]["counts"], masks[i]["size"]), per_image, rng)
+
+
+def _sample(about, labels, mask_of, per_image, rng):
+    """`labels` [(object, part or None)], sorted; mask_of(number among them) -> uint8[H, W]."""
+    dialogues, masks, asked = [], [], set()
+    for i in rng.permutation(len(labels)).tolist():
+        mask = mask_of(i)
+        said = call(labels[i], rng)
+        if mask.any() and said not in asked:  # a ring may be too thin for a pixel
+            asked.add(said)
+            dialogues.append(ask_for(said, len(masks), QUESTIONS, ANSWERS, rng))
+            masks.append(mask)
+        if len(masks) == per_image:
+            break
+    if not masks:
+        raise UserError(f"{about['file']}: no annotation of {about['key']} covers a pixel; remove them")
+    family = PartAnnotationSource.family
+    return Sample(family, about["dataset"], about["key"], about["image"], tuple(dialogues), tuple(masks))
 
 
 def _read_labels(content, rule):

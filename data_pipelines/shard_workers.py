@@ -32,7 +32,7 @@ def build_lock(folder):
         yield
 
 
-def write_shards(source, jobs, workers, *, root, draws, strict, log):
+def write_shards(recorder, jobs, workers, *, strict, log):
     """jobs: [(indices, shard path, part path)]; each is done by `write_shard` in one of the processes.
 
     Raises what the first of them raises. Where processes cannot be forked the shards are written in this one.
@@ -40,14 +40,14 @@ def write_shards(source, jobs, workers, *, root, draws, strict, log):
     done, began = _Progress(jobs, log), time.monotonic()
     if min(workers, len(jobs)) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         for indices, shard, part in jobs:
-            write_shard(source, indices, shard, part, root=root, draws=draws, strict=strict)
+            write_shard(recorder, indices, shard, part, strict=strict)
             done.report(began)
         return
     context = multiprocessing.get_context("fork")  # the source is there already, in memory that is shared
     pipes, processes = [], []
     for worker in range(min(workers, len(jobs))):
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (source, jobs[worker::workers], sender, os.getpid(), root, draws, strict)
+        arguments = (recorder, jobs[worker::workers], sender, os.getpid(), strict)
         processes.append(context.Process(target=_work, args=arguments, daemon=True))
         processes[-1].start()
         sender.close()
@@ -61,11 +61,11 @@ def write_shards(source, jobs, workers, *, root, draws, strict, log):
             process.join()
 
 
-def _work(source, jobs, sender, parent, root, draws, strict):
+def _work(recorder, jobs, sender, parent, strict):
     try:
         for indices, shard, part in jobs:
             go_on = lambda: os.getppid() == parent  # noqa: E731  a killed parent tells nobody
-            if not write_shard(source, indices, shard, part, root=root, draws=draws, strict=strict, go_on=go_on):
+            if not write_shard(recorder, indices, shard, part, strict=strict, go_on=go_on):
                 return
         sender.send(None)
     except BaseException as error:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from data_pipelines.example import encode_record
-from data_pipelines.storing import BadRecord, stored_record
+from data_pipelines.storing import BadRecord
 from plum_jax.errors import UserError
 from plum_jax.run_record import sha256_of, write_json
 
@@ -17,8 +17,8 @@ def part_path(folder, split, number):
     return Path(folder) / "parts" / f"{split}-{number:05d}.json"
 
 
-def write_shard(source, indices, shard, part, *, root, draws, strict, go_on=lambda: True):
-    """Stores the records `indices` of `source` in the file `shard`, then describes it in the file `part`.
+def write_shard(recorder, indices, shard, part, *, strict, go_on=lambda: True):
+    """Stores the records `indices` of a `Recorder` in the file `shard`, then describes it in the file `part`.
 
     The part is written last, so that a part with the hash of its shard is the proof that both are whole. `go_on` is asked
     before each record; when it says no, nothing is left and False is returned. With `strict` a bad record raises UserError.
@@ -35,9 +35,9 @@ def write_shard(source, indices, shard, part, *, root, draws, strict, go_on=lamb
             if not go_on():
                 return False
             try:
-                data = encode_record(*stored_record(source, index, root, draws))
+                data = encode_record(*recorder.stored(index))
             except BadRecord as bad:
-                message = str(bad).replace(f"{root}{os.sep}", "")  # the same list wherever the data lies
+                message = str(bad).replace(f"{recorder.root}{os.sep}", "")  # the same list wherever the data lies
                 if strict:
                     raise UserError(f"record {index}, {bad.reason}: {bad}") from bad
                 errors.append([index, bad.key, bad.reason, message])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.build_sources import options_of
 from data_pipelines.conversation import Span
 from data_pipelines.images import StoredImage, load_image
 from data_pipelines.masks import decode_segmentation, encode_rle
@@ -30,25 +31,50 @@ def is_storable(source):
     return hasattr(source, "record") and hasattr(source, "drawing")
 
 
-def stored_record(source, index, root, draws):
-    """-> Stored(key, image bytes, record as JSON). Raises BadRecord.
+class Recorder:
+    """What is stored of each record of a source.
 
-    A source that cannot give records whole is asked for `draws` samples, by generators that depend on index and number alone.
+    Args:
+      root: folder of the data; images are named relative to it.
+      options: with which the source was made; those of the draw are used to try each record.
+      draws: how many samples stand for a record of a source that cannot give records whole.
     """
-    key = f"record {index}"
-    try:
-        record = source.record(index) if is_storable(source) else _draw(source, index, draws)
-        key, path = str(record["key"]), record["image"]
-    except UNREADABLE as error:
-        raise BadRecord(key, "unreadable record", _message(error)) from error
-    name, data, hw = None, b"", None
-    if path is not None:
-        name, data = _name(path, root), _read(path, key)
+
+    def __init__(self, source, root, options, draws):
+        self.source, self.root, self.draws, self.draw = source, Path(root), draws, drawn_sample
+        if is_storable(source):
+            known = options_of(source.drawing)
+            self.draw = source.drawing(**{name: value for name, value in options.items() if name in known})
+
+    def stored(self, index):
+        """-> Stored(key, image bytes, record as JSON). Raises BadRecord for what training could not use."""
+        key = f"record {index}"
         try:
-            hw = load_image(StoredImage(str(path), data)).shape[:2]
-        except UserError as error:
-            raise BadRecord(key, "broken image", str(error)) from error
-    return Stored(key, data, _run_lengths({**record, "image": name}, hw, key))
+            record = self.source.record(index) if is_storable(self.source) else self._samples(index)
+            key, path = str(record["key"]), record["image"]
+        except UNREADABLE as error:
+            raise BadRecord(key, "unreadable record", _message(error)) from error
+        name, data, hw = None, b"", None
+        if path is not None:
+            name, data = _name(path, self.root), _read(path, key)
+            try:
+                hw = load_image(StoredImage(str(path), data)).shape[:2]
+            except UserError as error:
+                raise BadRecord(key, "broken image", str(error)) from error
+        record = _run_lengths({**record, "image": name}, hw, key)
+        try:
+            self.draw(record, np.random.default_rng(index))
+        except UNREADABLE as error:
+            raise BadRecord(key, "nothing to draw", _message(error)) from error
+        return Stored(key, data, record)
+
+    def _samples(self, index):
+        """A record that is a list of samples, by generators that depend on `index` and their number alone."""
+        samples = [self.source.sample(index, np.random.default_rng((index, number))) for number in range(self.draws)]
+        first = samples[0]
+        if any(sample.image != first.image for sample in samples):
+            raise ValueError(f"{first.key}: its samples have different images")
+        return {"key": f"{index} {first.key}", "image": first.image, "samples": [_sample_to_json(sample) for sample in samples]}
 
 
 def _message(error):
@@ -87,15 +113,6 @@ def _run_lengths(value, hw, key):
     if isinstance(value, list | tuple):
         return [_run_lengths(item, hw, key) for item in value]
     return value
-
-
-def _draw(source, index, draws):
-    """Fallback: a record that is a finite list of samples."""
-    samples = [source.sample(index, np.random.default_rng((index, number))) for number in range(draws)]
-    first = samples[0]
-    if any(sample.image != first.image for sample in samples):
-        raise ValueError(f"{first.key}: its samples have different images")
-    return {"key": f"{index} {first.key}", "image": first.image, "samples": [_sample_to_json(sample) for sample in samples]}
 
 
 def _sample_to_json(sample):

@@ -18,7 +18,7 @@ from plum_jax.errors import UserError
 def original(tmp_path_factory):
     root = tmp_path_factory.mktemp("raw")
     write_folder(root, images=9)
-    return build("partonomy", root, root / "out", shard_records=4, log=lambda line: None)
+    return build("explanatory", root, root / "out", shard_records=4, log=lambda line: None)
 
 
 @pytest.fixture
@@ -118,7 +118,9 @@ def test_folders_that_are_no_build(built, tmp_path):
 
 
 def test_unknown_options_of_the_draw(built):
-    with pytest.raises(UserError, match="partonomy has no argument per_picture; it has per_image"):
+    with pytest.raises(
+        UserError, match="partonomy: per_picture is 3, but the build has per_picture None; only per_image, question_types"
+    ):
         ArrayRecordSource(built, per_picture=3)
 
 

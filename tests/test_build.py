@@ -42,7 +42,7 @@ def errors_of(built):
 
 
 def test_samples_of_a_build_are_those_of_the_folder(folder, tmp_path):
-    built = build("partonomy", folder, tmp_path, shard_records=5, **QUIET)
+    built = build("explanatory", folder, tmp_path, shard_records=5, **QUIET)
     assert built == tmp_path / "plum_explanatory/partonomy/1.0.0"
     for options in (
         dict(per_image=1),
@@ -67,7 +67,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(folder, tmp_path):
     results = []
     for workers in (1, 2, 5):
         out = tmp_path / str(workers)
-        arguments = ("partonomy", "--root", folder, "--out", out, "--shard-records", 3, "--workers", workers)
+        arguments = ("explanatory", "--root", folder, "--out", out, "--shard-records", 3, "--workers", workers)
         done = subprocess.run(command(*arguments), cwd=TESTS.parent, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "train has 12 records in 4 shards; left out: none" in done.stdout
@@ -142,7 +142,7 @@ def bad_folder(root):
 
 def test_bad_records_are_listed_and_end_nothing(tmp_path):
     bad_folder(tmp_path / "raw")
-    built = build("partonomy", tmp_path / "raw", tmp_path, shard_records=4, **QUIET)
+    built = build("explanatory", tmp_path / "raw", tmp_path, shard_records=4, **QUIET)
     facts = json.loads((built / "build.json").read_text())["splits"]["train"]
     assert facts["skipped"] == {
         "broken image": 1, "image file missing": 2, "malformed mask": 1, "mask of another size": 1, "question not readable": 1,
@@ -161,7 +161,7 @@ def test_strict_ends_at_the_first_bad_record(tmp_path):
     write_folder(tmp_path / "raw", images=6)
     (tmp_path / "raw/images/train_4.png").write_bytes(b"no image")
     arguments = [
-        "partonomy",
+        "explanatory",
         "--root",
         str(tmp_path / "raw"),
         "--out",
@@ -181,28 +181,28 @@ def test_a_folder_without_a_usable_record(tmp_path):
     for path in (tmp_path / "raw/images").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="no record of train can be used; the first fault: .*train_0.png: not a readable image"):
-        build("partonomy", tmp_path / "raw", tmp_path / "out", **QUIET)
+        build("explanatory", tmp_path / "raw", tmp_path / "out", **QUIET)
 
 
 def test_resume_repairs_a_damaged_shard_and_refuses_other_data(folder, tmp_path):
-    built = build("partonomy", folder, tmp_path, shard_records=4, **QUIET)
+    built = build("explanatory", folder, tmp_path, shard_records=4, **QUIET)
     before = shard_bytes(built)
     damaged = sorted(built.glob("*.array_record-*"))[1]
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     said = []
-    build("partonomy", folder, tmp_path, shard_records=4, resume=True, log=said.append)
+    build("explanatory", folder, tmp_path, shard_records=4, resume=True, log=said.append)
     assert "2 of 3 shards of train are whole" in said[0] and shard_bytes(built) == before
     with pytest.raises(UserError, match="holds split train already; continue or repair it with --resume"):
-        build("partonomy", folder, tmp_path, shard_records=4, **QUIET)
+        build("explanatory", folder, tmp_path, shard_records=4, **QUIET)
     with pytest.raises(UserError, match="was begun with other shard_records .*shard_records 4 then, 5 now"):
-        build("partonomy", folder, tmp_path, shard_records=5, resume=True, **QUIET)
+        build("explanatory", folder, tmp_path, shard_records=5, resume=True, **QUIET)
     other = tmp_path / "other"
     write_folder(other, images=12, seed=1)
     write_entries(other, json.loads((other / "partonomy_qa_pairs_train.json").read_text())[::-1])
     with pytest.raises(UserError, match="was begun with other index_files"):
-        build("partonomy", other, tmp_path, shard_records=4, resume=True, **QUIET)
+        build("explanatory", other, tmp_path, shard_records=4, resume=True, **QUIET)
 
 
 def test_splits_are_added_to_a_build(folder, tmp_path):
@@ -211,8 +211,8 @@ def test_splits_are_added_to_a_build(folder, tmp_path):
     write_folder(raw, images=2, split="val")
     (raw / "images/val_1.png").write_bytes(b"no image")
     out = str(tmp_path / "out")
-    assert main(["partonomy", "--root", str(raw), "--out", out, "--split", "val"]) == 0
-    assert main(["partonomy", "--root", str(raw), "--out", out, "--split", "train"]) == 0
+    assert main(["explanatory", "--root", str(raw), "--out", out, "--split", "val"]) == 0
+    assert main(["explanatory", "--root", str(raw), "--out", out, "--split", "train"]) == 0
     assert len(ArrayRecordSource(out)) == 3 and len(ArrayRecordSource(out, split="val")) == 1
     assert [(row["split"], row["reason"]) for row in errors_of(find_build(out))] == [("val", "broken image")]
     with pytest.raises(UserError, match="has no split 'test', only train, val; build it with --split test"):
@@ -231,20 +231,29 @@ def test_a_source_without_whole_records_is_stored_as_samples(folder, tmp_path):
         assert_equal_samples(sample, drawn[number])
         seen.add(sample.dialogues)
     assert len(seen) == len({sample.dialogues for sample in drawn}) > 1
-    with pytest.raises(UserError, match="options per_image: without effect"):
+    with pytest.raises(UserError, match="per_image is 2, but the build has per_image None; only none can be chosen"):
         ArrayRecordSource(built, per_image=2)
+
+
+def test_a_folder_is_a_source_by_itself(folder, tmp_path):
+    assert main([str(folder), "--out", str(tmp_path)]) == 0
+    assert find_build(tmp_path).parent.name == folder.name == ArrayRecordSource(tmp_path).dataset
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["status"] == "done" and list(run["seconds"])[0] == f"{folder} explanatory train"
+    with pytest.raises(UserError, match="--root is missing: refcoco is no folder"):
+        main(["refcoco", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cats"], "'cats' is no source; use .*partonomy"),
+        (["cats"], "'cats' is no source; use ade20k"),
         (["nowhere:Cats"], r"source 'nowhere:Cats' cannot be imported \(No module named 'nowhere'\)"),
-        (["partonomy", "--workers", "0"], "--workers is 0; give at least 1"),
-        (["partonomy", "--option", "per_image"], "--option 'per_image' is not NAME=VALUE"),
-        (["partonomy", "--option", "per_picture=1"], "partonomy has no argument per_picture"),
-        (["partonomy", "--split", "../x"], "split '../x' is no name"),
-        (["partonomy", "--split", "test"], "has no question file of split 'test'"),
+        (["explanatory", "--workers", "0"], "--workers is 0; give at least 1"),
+        (["explanatory", "--option", "per_image"], "--option 'per_image' is not NAME=VALUE"),
+        (["explanatory", "--option", "per_picture=1"], "explanatory has no argument per_picture"),
+        (["explanatory", "--split", "../x"], "split '../x' is no name"),
+        (["explanatory", "--split", "test"], "has no question file of split 'test'"),
     ],
 )
 def test_wrong_use_is_one_sentence(folder, tmp_path, arguments, message):

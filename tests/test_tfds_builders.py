@@ -10,10 +10,10 @@ import pytest
 from build_fixtures import assert_equal_samples
 from fixtures_partonomy import write_folder
 
-from data_pipelines.build_sources import SOURCES
 from data_pipelines.explanatory import Explanatory
 from data_pipelines.layout import config_name
 from data_pipelines.record import FAMILIES
+from data_pipelines.sources import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_AND_READ = """
@@ -21,14 +21,14 @@ import json, sys
 import numpy as np
 from data_pipelines.build import main
 raw, out = sys.argv[1:]
-assert main(["partonomy", "--root", raw, "--out", out + "/ours", "--shard-records", "3", "--workers", "2"]) == 0
+assert main(["explanatory", "--root", raw, "--out", out + "/ours", "--shard-records", "3", "--workers", "2"]) == 0
 from data_pipelines.arrayrecord import ArrayRecordSource, TfdsSource
 direct = ArrayRecordSource(out + "/ours", verify=True)
 assert "tensorflow_datasets" not in sys.modules  # only reading through it needs it
 import tensorflow_datasets as tfds
 from data_pipelines.tfds_builders.plum_explanatory.plum_explanatory_dataset_builder import Builder
 ours = tfds.data_source("plum_explanatory/partonomy", data_dir=out + "/ours", split="train")
-builder = Builder(data_dir=out + "/theirs", config="partonomy", file_format="array_record")
+builder = Builder(data_dir=out + "/theirs", config="explanatory", file_format="array_record")
 builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
 theirs = builder.as_data_source("train")
 assert len(ours) == len(theirs) == len(direct) == 7
@@ -38,7 +38,7 @@ for index in range(7):
         assert (fields["key"].decode(), fields["image"], json.loads(fields["record"])) == (key, image, record)
 two_each = ArrayRecordSource(out + "/ours", per_image=2)
 for source in (TfdsSource(ours, per_image=2), TfdsSource(theirs, per_image=2)):
-    assert (source.family, source.dataset, source.grounded, len(source)) == ("explanatory", "partonomy", True, 7)
+    assert (source.family, source.grounded, len(source)) == ("explanatory", True, 7)
     for index in range(7):
         one, other = (s.sample(index, np.random.default_rng(index)) for s in (source, two_each))
         assert one.dialogues == other.dialogues and one.masks == other.masks and one.image.data == other.image.data
@@ -63,7 +63,7 @@ def test_every_family_has_a_builder_with_its_data_sets(family, tmp_path):
 
     name = f"plum_{family}"
     module = importlib.import_module(f"data_pipelines.tfds_builders.{name}.{name}_dataset_builder")
-    configs = [config_name(source) for source, (owner, _, _) in SOURCES.items() if owner == family]
+    configs = [config_name(source) for source in KINDS if KINDS[source].family == family]
     assert [config.name for config in module.Builder.BUILDER_CONFIGS] == configs and configs
     for config in configs:
         builder = module.Builder(data_dir=tmp_path, config=config, file_format="array_record")
@@ -80,7 +80,7 @@ def test_a_builder_leaves_out_bad_records_and_missing_splits(tmp_path):
 
     write_folder(tmp_path / "raw", images=4)
     (tmp_path / "raw/images/train_1.png").write_bytes(b"no image")
-    builder = Builder(data_dir=tmp_path / "out", config="partonomy", file_format="array_record")
+    builder = Builder(data_dir=tmp_path / "out", config="explanatory", file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "raw"))
     assert list(builder.info.splits) == ["train"]
     source, raw = TfdsSource(builder.as_data_source("train")), Explanatory(tmp_path / "raw")

@@ -7,10 +7,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data_pipelines.build_sources import SOURCES, open_source, source_class
+from data_pipelines.build_sources import open_named, source_class
 from data_pipelines.example import record_text
 from data_pipelines.layout import ABOUT, VERSION, config_name
-from data_pipelines.storing import BadRecord, is_storable, stored_record
+from data_pipelines.sources import KINDS
+from data_pipelines.storing import BadRecord, Recorder, is_storable
 from plum_jax.errors import UserError
 
 
@@ -19,7 +20,7 @@ class SourceConfig(tfds.core.BuilderConfig):
     """One data set of a family.
 
     Args:
-      source: its name in `build_sources.SOURCES`, or module:Class.
+      source: its name in `sources.KINDS`, or module:Class.
       options: arguments of the source.
       splits: those that the raw data may have; one that it lacks is left out with a warning.
       draws: samples of each record, for a source that cannot store records whole.
@@ -33,7 +34,7 @@ class SourceConfig(tfds.core.BuilderConfig):
 
 def configs(family):
     return [
-        SourceConfig(name=config_name(name), description=name, source=name) for name in SOURCES if SOURCES[name][0] == family
+        SourceConfig(name=config_name(name), description=name, source=name) for name in KINDS if KINDS[name].family == family
     ]
 
 
@@ -50,14 +51,15 @@ class FamilyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self):
         text, config = tfds.features.Text, self.builder_config
         source = source_class(config.source)
-        facts = {"source": config.source, "whole_records": is_storable(source)}
+        facts = {"source": config.source, "options": config.options, "whole_records": is_storable(source)}
+        facts |= {"family": source.family, "grounded": source.grounded, "dataset": config.description or config.name}
         return tfds.core.DatasetInfo(
             builder=self,
             description=ABOUT,
             features=tfds.features.FeaturesDict(
                 {"image": tfds.features.Tensor(shape=(), dtype=np.object_), "key": text(), "record": text()}
             ),
-            metadata=tfds.core.MetadataDict(family=source.family, grounded=source.grounded, **facts),
+            metadata=tfds.core.MetadataDict(**facts),
             disable_shuffling=True,
         )
 
@@ -65,21 +67,21 @@ class FamilyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config, root, found, faults = self.builder_config, Path(str(dl_manager.manual_dir)), {}, []
         for split in config.splits:
             try:
-                source = open_source(config.source, root, split, config.options)
+                source = open_named(config.source, root, split, config.options)
             except UserError as error:
                 faults.append(str(error))
                 continue
-            found[split] = self._generate_examples(source, root)
+            found[split] = self._generate_examples(Recorder(source, root, config.options, config.draws))
         if not found:
             raise UserError(f"no split can be read; the first: {faults[0]}")
         for fault in faults:
             logging.warning("left out: %s", fault)
         return found
 
-    def _generate_examples(self, source, root):
-        for index in range(len(source)):
+    def _generate_examples(self, recorder):
+        for index in range(len(recorder.source)):
             try:
-                key, image, record = stored_record(source, index, root, self.builder_config.draws)
+                key, image, record = recorder.stored(index)
             except BadRecord as bad:
                 logging.warning("record %d left out, %s: %s", index, bad.reason, bad)
                 continue
