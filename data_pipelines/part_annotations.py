@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines.coco_segmentation import Segmentations
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
+from data_pipelines.masks import decode_rle, encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
 from data_pipelines.record import Sample
 from data_pipelines.templates.semantic import ANSWERS, QUESTIONS
@@ -44,7 +45,7 @@ class Layout:
     """Where a data set keeps its files, and what its categories mean."""
 
     annotations: str  # with {split}
-    images: str  # with {base} for the split without `_whole`
+    images: str  # with {split}; where that is missing, that of the split without `_whole`
     splits: tuple[str, ...]
     label: Callable  # entry of "categories" -> (object, part or None), or None
     page: str  # of docs/data
@@ -63,7 +64,7 @@ LAYOUTS = {
     ),
     "partimagenet": Layout(
         "partimagenet/PartImageNet/annotations/{split}/{split}.json",
-        "partimagenet/PartImageNet/images/{base}",
+        "partimagenet/PartImageNet/images/{split}",
         ("train", "train_whole", "val", "val_whole", "test", "test_whole"),
         partimagenet_label,
         "partimagenet.md",
@@ -96,7 +97,9 @@ class PartAnnotationSource:
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
         self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
         self.path = Path(root) / layout.annotations.format(split=split)
-        self._images = Path(images or Path(root) / layout.images.format(base=split.removesuffix("_whole")))
+        folders = [Path(root) / layout.images.format(split=name) for name in (split, split.removesuffix("_whole"))]
+        self._images = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
+        self.index_files = (self.path,)
         content = read_coco(self.path, advice)
         self.listed = len(content["images"])
         labels = _read_labels(content, layout.label)
@@ -146,28 +149,59 @@ class PartAnnotationSource:
     def __len__(self):
         return len(self._records)
 
-    def sample(self, index, rng):
-        """Sample number `index`. Raises UserError where no mask of the image can be read or has a pixel."""
+    def _about(self, name, file):
+        return {"key": name, "image": str(self._images / name), "dataset": self.dataset, "file": str(file)}
+
+    def record(self, index):
+        """-> {"key", "image", "dataset", "file", "labels": [[object, part or None, run lengths], ...]}."""
         name, hw, annotations = self._records[index]
-        dialogues, masks, asked = [], [], set()
-        for label in rng.permutation(sorted(annotations)).tolist():
-            mask = self._mask(annotations[label], hw, name)
-            said = call(self.labels[label], rng)
-            if mask.any() and said not in asked:  # a ring may be too thin for a pixel
-                asked.add(said)
-                dialogues.append(ask_for(said, len(masks), QUESTIONS, ANSWERS, rng))
-                masks.append(mask)
-            if len(masks) == self.per_image:
-                break
-        if not masks:
-            raise UserError(f"{self.path}: no annotation of {name} covers a pixel; remove them")
-        return Sample(self.family, self.dataset, name, str(self._images / name), tuple(dialogues), tuple(masks))
+        labels = [[*self.labels[k], encode_rle(self._mask(annotations[k], hw, name))] for k in sorted(annotations)]
+        return {**self._about(name, self.path.name), "labels": labels}
+
+    def sample(self, index, rng):
+        """The same as `drawing` gives for the record; only the masks that were drawn are made.
+
+        Raises UserError where no mask of the image can be read or has a pixel.
+        """
+        name, hw, annotations = self._records[index]
+        numbers = sorted(annotations)
+        labels, mask_of = [self.labels[k] for k in numbers], lambda i: self._mask(annotations[numbers[i]], hw, name)
+        return _sample(self._about(name, self.path), labels, mask_of, self.per_image, rng)
+
+    @classmethod
+    def drawing(cls, *, per_image=3):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its labels."""
+        return functools.partial(_draw, per_image=check_per_image(per_image))
 
     def _mask(self, numbers, hw, name):
         try:
             return self._segmentations.mask(numbers, hw)
         except ValueError as error:
             raise UserError(f"{self.path}: an annotation of {name}: {error}; download the file again") from error
+
+
+def _draw(record, rng, *, per_image):
+    masks = [mask for _, _, mask in record["labels"]]
+    labels = [(whole, part) for whole, part, _ in record["labels"]]
+    return _sample(record, labels, lambda i: decode_rle(masks[i]["counts"], masks[i]["size"]), per_image, rng)
+
+
+def _sample(about, labels, mask_of, per_image, rng):
+    """`labels` [(object, part or None)], sorted; mask_of(number among them) -> uint8[H, W]."""
+    dialogues, masks, asked = [], [], set()
+    for i in rng.permutation(len(labels)).tolist():
+        mask = mask_of(i)
+        said = call(labels[i], rng)
+        if mask.any() and said not in asked:  # a ring may be too thin for a pixel
+            asked.add(said)
+            dialogues.append(ask_for(said, len(masks), QUESTIONS, ANSWERS, rng))
+            masks.append(mask)
+        if len(masks) == per_image:
+            break
+    if not masks:
+        raise UserError(f"{about['file']}: no annotation of {about['key']} covers a pixel; remove them")
+    family = PartAnnotationSource.family
+    return Sample(family, about["dataset"], about["key"], about["image"], tuple(dialogues), tuple(masks))
 
 
 def _read_labels(content, rule):

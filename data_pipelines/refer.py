@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines.coco_segmentation import Segmentations
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
+from data_pipelines.masks import decode_rle, encode_rle
 from data_pipelines.naming import ask_for, check_per_image, fill, is_reserved, normalise
 from data_pipelines.record import Dialogue, Sample
 from data_pipelines.refs_file import read_refs
@@ -63,7 +64,10 @@ class ReferSource:
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
         self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
         self.path, self._images = folder / dataset / "instances.json", folder / layout.images
-        refs = read_refs(folder / dataset, f"{layout.refs}({split_by or layout.split_by})", advice)
+        name = f"{layout.refs}({split_by or layout.split_by})"
+        refs = read_refs(folder / dataset, name, advice)
+        pickled = folder / dataset / f"{name}.p"  # reading it may put a .json beside it
+        self.index_files = (self.path, pickled if pickled.is_file() else pickled.with_suffix(".json"))
         wanted = collections.defaultdict(list)
         for ref in refs:
             if in_split(ref.split, split):
@@ -137,30 +141,70 @@ class ReferSource:
     def __len__(self):
         return len(self._records)
 
-    def sample(self, index, rng):
-        """Sample number `index`. Raises UserError where no phrase of the image has a mask that can be read."""
+    def _about(self, name, file):
+        return {"key": name, "image": str(self._images / name), "dataset": self.dataset, "file": str(file)}
+
+    def record(self, index):
+        """-> {"key", "image", "dataset", "file", "phrases": [[phrase, number of its mask or None]], "masks": [run lengths]}."""
         name, hw, phrases = self._records[index]
-        dialogues, masks, slots = [], [], {}
-        for i in rng.permutation(len(phrases)).tolist():
-            phrase, numbers = phrases[i]
-            if numbers and numbers not in slots:
-                mask = self._mask(numbers, hw, name)
-                if not mask.any():  # a ring too thin for a pixel: its phrase would be about nothing that can be seen
-                    continue
-                slots[numbers] = len(masks)
-                masks.append(mask)
-            dialogues.append(ask_for(phrase, slots[numbers], QUESTIONS, ANSWERS, rng) if numbers else refuse(phrase, rng))
-            if len(dialogues) == self.per_image:
-                break
-        if not dialogues:
-            raise UserError(f"{self.path}: no phrase of {name} means an annotation that covers a pixel; remove them")
-        return Sample(self.family, self.dataset, name, str(self._images / name), tuple(dialogues), tuple(masks))
+        slots = {}
+        for _, numbers in phrases:
+            if numbers:
+                slots.setdefault(numbers, len(slots))
+        masks = [encode_rle(self._mask(numbers, hw, name)) for numbers in slots]
+        return {
+            **self._about(name, self.path.name),
+            "phrases": [[phrase, slots.get(numbers)] for phrase, numbers in phrases],
+            "masks": masks,
+        }
+
+    def sample(self, index, rng):
+        """The same as `drawing` gives for the record; only the masks that were drawn are made.
+
+        Raises UserError where no phrase of the image has a mask that can be read.
+        """
+        name, hw, phrases = self._records[index]
+        return _sample(
+            self._about(name, self.path), phrases, lambda numbers: self._mask(numbers, hw, name), self.per_image, rng
+        )
+
+    @classmethod
+    def drawing(cls, *, per_image=3):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its phrases."""
+        return functools.partial(_draw, per_image=check_per_image(per_image))
 
     def _mask(self, numbers, hw, name):
         try:
             return self._segmentations.mask(numbers, hw)
         except ValueError as error:
             raise UserError(f"{self.path}: an annotation of {name}: {error}; download the file again") from error
+
+
+def _draw(record, rng, *, per_image):
+    masks = record["masks"]
+    phrases = [(phrase, () if number is None else (number,)) for phrase, number in record["phrases"]]
+    return _sample(
+        record, phrases, lambda numbers: decode_rle(masks[numbers[0]]["counts"], masks[numbers[0]]["size"]), per_image, rng
+    )
+
+
+def _sample(about, phrases, mask_of, per_image, rng):
+    """`phrases` [(phrase, key of its mask, empty where nothing is meant)]; mask_of(key) -> uint8[H, W]."""
+    dialogues, masks, slots = [], [], {}
+    for i in rng.permutation(len(phrases)).tolist():
+        phrase, key = phrases[i]
+        if key and key not in slots:
+            mask = mask_of(key)
+            if not mask.any():  # a ring too thin for a pixel: its phrase would be about nothing that can be seen
+                continue
+            slots[key] = len(masks)
+            masks.append(mask)
+        dialogues.append(ask_for(phrase, slots[key], QUESTIONS, ANSWERS, rng) if key else refuse(phrase, rng))
+        if len(dialogues) == per_image:
+            break
+    if not dialogues:
+        raise UserError(f"{about['file']}: no phrase of {about['key']} means an annotation that covers a pixel; remove them")
+    return Sample(ReferSource.family, about["dataset"], about["key"], about["image"], tuple(dialogues), tuple(masks))
 
 
 def in_split(ref_split, split):

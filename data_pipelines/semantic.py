@@ -11,12 +11,14 @@ from PIL import Image
 from data_pipelines.class_names import ADE20K, COCO_STUFF
 from data_pipelines.folders import read_json, stems
 from data_pipelines.images import BROKEN
+from data_pipelines.masks import encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
 from data_pipelines.record import Sample
 from data_pipelines.templates.semantic import ANSWERS, QUESTIONS
 from plum_jax.errors import UserError
 
 IGNORED = 255  # the pixel value of what nobody labelled, in every data set
+MAPILLARY_CONFIG = "mapillary/config_v2.0.json"
 MODES = ("L", "P", "I", "I;16")  # images whose pixel values are labels; a palette only colours them
 
 
@@ -82,22 +84,50 @@ class LabelMapSource:
         if not self._records:
             raise UserError(f"{self._images}: holds no .jpg with a .png of its name in {self._labels}; {advice}")
         self.names = pixel_names(root, dataset, ask_void)
+        self.index_files = (Path(root) / MAPILLARY_CONFIG,) if dataset == "mapillary" else ()
 
     def __len__(self):
         return len(self._records)
 
-    def sample(self, index, rng):
-        """Sample number `index`. Raises UserError for a label map that is unreadable or has nothing to ask for."""
+    def _classes(self, index):
+        """-> (what a record says beside its masks, label map, {name: [pixel values]})."""
         image, label = self._records[index]
         path = self._labels / label
         labels = read_label_map(path)
         classes = _classes(np.flatnonzero(np.bincount(labels.reshape(-1))), self.names, path)
-        names = list(classes)
-        if len(names) > self.per_image:
-            names = [names[i] for i in rng.choice(len(names), self.per_image, replace=False)]
-        dialogues = tuple(ask_for(name, i, QUESTIONS, ANSWERS, rng) for i, name in enumerate(names))
-        masks = tuple(np.isin(labels, classes[name]).astype(np.uint8) for name in names)
-        return Sample(self.family, self.dataset, image, str(self._images / image), dialogues, masks)
+        return {"key": image, "image": str(self._images / image), "dataset": self.dataset}, labels, classes
+
+    def record(self, index):
+        """-> {"key", "image", "dataset", "classes": [[name, run lengths], ...] by name}."""
+        about, labels, classes = self._classes(index)
+        return {**about, "classes": [[name, encode_rle(np.isin(labels, values))] for name, values in classes.items()]}
+
+    def sample(self, index, rng):
+        """The same as `drawing` gives for the record; only the masks that were drawn are made.
+
+        Raises UserError for a label map that is unreadable or has nothing to ask for.
+        """
+        about, labels, classes = self._classes(index)
+        mask_of = lambda name: np.isin(labels, classes[name]).astype(np.uint8)  # noqa: E731
+        return _sample(about, list(classes), mask_of, self.per_image, rng)
+
+    @classmethod
+    def drawing(cls, *, per_image=3):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its classes."""
+        return functools.partial(_draw, per_image=check_per_image(per_image))
+
+
+def _draw(record, rng, *, per_image):
+    masks = dict(record["classes"])
+    return _sample(record, list(masks), masks.__getitem__, per_image, rng)
+
+
+def _sample(about, names, mask_of, per_image, rng):
+    if len(names) > per_image:
+        names = [names[i] for i in rng.choice(len(names), per_image, replace=False)]
+    dialogues = tuple(ask_for(name, i, QUESTIONS, ANSWERS, rng) for i, name in enumerate(names))
+    masks = tuple(map(mask_of, names))
+    return Sample(LabelMapSource.family, about["dataset"], about["key"], about["image"], dialogues, masks)
 
 
 def pixel_names(root, dataset, ask_void=False):
@@ -106,7 +136,7 @@ def pixel_names(root, dataset, ask_void=False):
         return (None, *ADE20K)  # 0: no label
     if dataset == "cocostuff":  # "wall-brick", "plant-other": not what anybody calls a thing
         return tuple(None if "-" in name else name for name in COCO_STUFF)
-    path = Path(root) / "mapillary/config_v2.0.json"
+    path = Path(root) / MAPILLARY_CONFIG
     config = read_json(path, "it is in the root of the release of Mapillary Vistas v2.0 (docs/data/mapillary.md)")
     labels = config.get("labels") if isinstance(config, dict) else None
     if not isinstance(labels, list) or not labels or len(labels) > IGNORED:

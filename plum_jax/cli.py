@@ -18,6 +18,8 @@ COMMANDS = {
     "data": {
         "make": ("data_pipelines.make", "render a synthetic PARTONOMY"),
         "questions": ("data_pipelines.questions", "annotated parts -> questions of all types"),
+        "build": ("data_pipelines.build", "store data sets as checksummed ArrayRecord shards"),
+        "verify": ("data_pipelines.arrayrecord", "compare the shards of a build with their checksums"),
         "check": ("data_pipelines.check", "read a dataset folder and report every fault"),
     },
     "report": ("plum_jax.report", "one HTML file about a run"),

@@ -177,6 +177,8 @@ def test_partimagenet_whole_objects_and_another_folder_of_images(tmp_path):
     partimagenet(tmp_path, [(1, 1, [box(0, 0, 30, 30)])], categories, split="val_whole", folder="val")
     source = PartAnnotationSource(tmp_path, dataset="partimagenet", split="val_whole")
     assert set(names(source)) == {"car"}
+    write_image(tmp_path / "partimagenet/PartImageNet/images/val_whole/n02_1.JPEG")
+    assert "images/val_whole/" in sample(PartAnnotationSource(tmp_path, dataset="partimagenet", split="val_whole")).image
     moved = tmp_path / "elsewhere"
     (tmp_path / "partimagenet/PartImageNet/images/val").rename(moved)
     source = PartAnnotationSource(tmp_path, dataset="partimagenet", split="val_whole", images=moved)
