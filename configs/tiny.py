@@ -20,7 +20,7 @@ def get_config(arg=""):
         logits_dtype="float32",
         llama=dict(
             vocab_size=1024, width=96, depth=2, heads=3, mlp=256, rope_theta=10000.0, epsilon=1e-5,
-            lora_rank=4, lora_alpha=8.0, lora_dropout=0.0,
+            lora_rank=4, lora_alpha=8.0, lora_dropout=0.0, int8=False,
         ),
         clip=dict(image_size=96, patch=12, width=96, depth=3, heads=3, mlp=384, epsilon=1e-5),
         sam=dict(
@@ -31,6 +31,7 @@ def get_config(arg=""):
         tagger=dict(heads=3, mlp=256, epsilon=1e-5, dropout=0.0),
         feedback=True,
         feedback_heads=4,
+        projector="linear",
         remat="none",
     )
     config.trainable = r".*"  # a regular expression on parameter paths

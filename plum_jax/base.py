@@ -65,9 +65,19 @@ def open_base(folder):
         config = config_from_json((folder / "config.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise UserError(f"{folder}: has format {about['format']}, this version reads {FORMAT}; convert again")
-        return Base(folder, config, about)
+        base = Base(folder, config, about)
+        _check_tokenizer(base)
+        return base
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: base.json or config.json is missing or damaged ({error}); convert again") from error
+
+
+def _check_tokenizer(base):
+    """UserError unless the tokenizer is the one that came with the weights: another one would give other ids silently."""
+    for name, sha256 in base.about["tokenizer"].items():
+        path = base.folder / "tokenizer" / name
+        if not path.is_file() or sha256_of(path) != sha256:
+            raise UserError(f"{path}: is missing, or not the file that came with the weights; put it back or convert again")
 
 
 class BaseWriter:

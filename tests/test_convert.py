@@ -212,6 +212,10 @@ def test_damaged_files_are_named(converted, tmp_path):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="files are missing or damaged"):
         loading.load_model(tmp_path / "base")
+    tokenizer = tmp_path / "base" / "tokenizer" / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    with pytest.raises(UserError, match="tokenizer_config.json: is missing, or not the file that came with the weights"):
+        base.open_base(tmp_path / "base")
     (tmp_path / "base" / "base.json").write_text("{")
     with pytest.raises(UserError, match="base.json or config.json is missing or damaged"):
         loading.load_model(tmp_path / "base")

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "exact_products")
 PARTS = "one conversation, many parts"
 LOSSES = dict(language="ce_loss", tag="seg_cls_loss", reference="kl_loss", shape="mask_dice_loss", bce="mask_bce_loss")
 VARIANTS = {  # Switches of the transcription, config.loss, config.model, whether there is a teacher
-    "paper": ({}, {}, {}, True),
+    "paper": (dict(dice_scale=1e5), dict(dice_scale=1e5), {}, True),  # a scale whose epsilon shows on small masks
     "other": (
         dict(shape="focal_tversky", class_weights=None, feedback=False, bidirectional=False),
         dict(shape="focal_tversky", tversky_clamp=False, tag_class_weights=(1.0, 1.0, 1.0), reference=0.0),

@@ -103,9 +103,8 @@ def _write(opened, folder, form, names_of, *, rotary=False, stem=None):
     wanted = {name: names_of(name) for name in pieces}
     dtype = "float32"
     with ShardWriter(folder, form=form, stem=stem) as writer:
-        with console.Progress(
-            total=sum(map(bool, wanted.values())), label=f"write {folder.name.strip('.')}", unit="tensor"
-        ) as bar:
+        label = f"write {folder.name.strip('.').removesuffix('.partial')}"
+        with console.Progress(total=sum(map(bool, wanted.values())), label=label, unit="tensor") as bar:
             for name, targets in pieces.items():
                 if wanted[name]:
                     array = _tensor(opened, targets)

@@ -110,6 +110,8 @@ def _verify(plan, model, writer):
     take = _reader(writer)
 
     def read_params(prefix, layer=None):
+        if prefix in writer.parameters:
+            return take(prefix, None)
         paths = [path for path in writer.parameters if path.startswith(f"{prefix}/")]
         found = {path.removeprefix(f"{prefix}/"): take(path, None if layer is None else (layer,)) for path in paths}
         return unflatten_dict(found if layer is None else {path: array[0] for path, array in found.items()}, sep="/")
@@ -146,10 +148,6 @@ def _about(args, plan, assignment, new_rows, rows):
         "missing": assignment.missing,
         "ignored": assignment.ignored,
         "new_token_rows": new_rows,
-        "tokenizer_sha256": sha256_of(plan.tokenizer / _first(plan.tokenizer)),
+        "tokenizer": {name: sha256_of(plan.tokenizer / name) for name in TOKENIZER_FILES if (plan.tokenizer / name).is_file()},
         "verified": None if rows is None else [row._asdict() for row in rows],
     }
-
-
-def _first(folder):
-    return next(name for name in TOKENIZER_FILES if (folder / name).is_file())

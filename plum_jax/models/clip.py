@@ -70,8 +70,11 @@ class Clip(nnx.Module):
 
     def __call__(self, pixels, *, remat=False):
         """remat: recompute every layer in the backward pass. Not needed where the tower is frozen, as in the paper."""
+        return run_stack(self.layers, self.embed(pixels), remat=remat)[:, 1:]
+
+    def embed(self, pixels):
+        """-> [B, 1 + P, D], what the first layer takes, class token first."""
         x = self.patch_embed(to_patches(pixels, self.config.patch))
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         first = jnp.broadcast_to(self.class_embed[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([first, x], 1) + self.position_embed[...].astype(x.dtype)
-        return run_stack(self.layers, self.norm(x), remat=remat)[:, 1:]
+        return self.norm(jnp.concatenate([first, x], 1) + self.position_embed[...].astype(x.dtype))

@@ -124,8 +124,14 @@ class SamEncoder(nnx.Module):
 
     def __call__(self, pixels, *, remat=False):
         """remat: recompute every block in the backward pass. Not needed where the encoder is frozen, as in the paper."""
-        x = self.patch_embed(to_patches(pixels, self.config.patch)) + self.position_embed[...].astype(pixels.dtype)
-        x = self.run_blocks(x, remat)
+        return self.neck(self.run_blocks(self.embed(pixels), remat))
+
+    def embed(self, pixels):
+        """-> [M, g, g, D], what the first block takes."""
+        return self.patch_embed(to_patches(pixels, self.config.patch)) + self.position_embed[...].astype(pixels.dtype)
+
+    def neck(self, x):
+        """What the last block gives [M, g, g, D] -> [M, g, g, out_width]."""
         x = self.neck_norm1(self.neck1(x))
         x = jax.lax.conv_general_dilated(
             x, self.neck2[...].astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
