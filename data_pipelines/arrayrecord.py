@@ -9,8 +9,8 @@ from pathlib import Path
 from data_pipelines.build_sources import options_of, source_class
 from data_pipelines.example import decode_record
 from data_pipelines.images import StoredImage
+from data_pipelines.kinds import KINDS
 from data_pipelines.manifest import read_build
-from data_pipelines.sources import KINDS
 from data_pipelines.storing import drawn_sample
 from plum_jax.errors import UserError
 from plum_jax.run_record import sha256_of

@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 
 from data_pipelines.build_sources import open_named
+from data_pipelines.kinds import KINDS
 from data_pipelines.layout import SPLIT, build_folder, shard_name, write_tfds_metadata
 from data_pipelines.manifest import FORMAT, read_build
 from data_pipelines.shard_workers import build_lock, write_shards
 from data_pipelines.shards import part_path, read_part, whole_part
-from data_pipelines.sources import KINDS
 from data_pipelines.storing import Recorder, is_storable
 from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json, write_text

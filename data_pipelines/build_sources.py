@@ -1,9 +1,9 @@
-"""Sources for building and reading builds: those of `sources.KINDS` by name, and any other as module:Class."""
+"""Sources for building and reading builds: those of `kinds.KINDS` by name, and any other as module:Class."""
 
 import importlib
 import inspect
 
-from data_pipelines.sources import KINDS
+from data_pipelines.kinds import KINDS
 from plum_jax.errors import UserError
 
 

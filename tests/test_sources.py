@@ -3,8 +3,8 @@ import re
 import pytest
 from source_fixtures import FakeSource, mixture_config
 
-from data_pipelines import sources
-from data_pipelines.sources import FAMILIES, KINDS, WITHOUT_MASKS, entries, grounded_pair, open_source
+from data_pipelines.kinds import FAMILIES, KINDS, WITHOUT_MASKS, Kind
+from data_pipelines.sources import entries, grounded_pair, open_source
 from plum_jax.config_io import config_from_json, config_json, load_config
 from plum_jax.errors import UserError
 from plum_jax.settings import check_settings
@@ -95,9 +95,7 @@ def test_grounded_follows_the_weights(weights, wanted):
 
 
 def test_opening(monkeypatch, tmp_path):
-    monkeypatch.setitem(
-        sources.KINDS, "ade20k", sources.Kind("semantic", "source_fixtures:FakeSource", (("dataset", "ade20k"),))
-    )
+    monkeypatch.setitem(KINDS, "ade20k", Kind("semantic", "source_fixtures:FakeSource", (("dataset", "ade20k"),)))
     (entry,) = entries(data({"name": "ade20k", "weight": 1, "root": str(tmp_path), "options": {"broken": (2,)}}))
     source = open_source(entry, 3)
     assert type(source).__name__ == FakeSource.__name__ and (source.per_image, source.broken) == (3, (2,))

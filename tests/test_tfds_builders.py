@@ -11,9 +11,9 @@ from build_fixtures import assert_equal_samples
 from fixtures_partonomy import write_folder
 
 from data_pipelines.explanatory import Explanatory
+from data_pipelines.kinds import KINDS
 from data_pipelines.layout import config_name
 from data_pipelines.record import FAMILIES
-from data_pipelines.sources import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_AND_READ = """

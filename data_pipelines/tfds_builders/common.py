@@ -9,8 +9,8 @@ from absl import logging
 
 from data_pipelines.build_sources import open_named, source_class
 from data_pipelines.example import record_text
+from data_pipelines.kinds import KINDS
 from data_pipelines.layout import ABOUT, VERSION, config_name
-from data_pipelines.sources import KINDS
 from data_pipelines.storing import BadRecord, Recorder, is_storable
 from plum_jax.errors import UserError
 
@@ -20,7 +20,7 @@ class SourceConfig(tfds.core.BuilderConfig):
     """One data set of a family.
 
     Args:
-      source: its name in `sources.KINDS`, or module:Class.
+      source: its name in `kinds.KINDS`, or module:Class.
       options: arguments of the source.
       splits: those that the raw data may have; one that it lacks is left out with a warning.
       draws: samples of each record, for a source that cannot store records whole.
