@@ -28,7 +28,6 @@ from data_pipelines.partonomy.splits import split_photographs
 from plum_jax.console import Progress
 from plum_jax.errors import UserError
 
-AMBIGUOUS = ("keep", "draw", "drop")
 IMAGES_A_CHUNK = 64
 QUESTIONS_A_CHUNK = 256  # instances
 
@@ -42,7 +41,7 @@ class Plan:
     seed: int = 0
     mutations_max: int = 3
     ambiguous: str = "keep"  # several objects of a kind: highlight_box field, a copy with the box drawn, or no question
-    mismatch: str = "drop"  # of mask and image size, of fitting.MISMATCH
+    mismatch: str = "drop"  # of mask and image size: drop, nearest or error
     graph: str = "seen"  # parts of an object, as of cleaning.clean
     link: bool = False
 

@@ -11,14 +11,12 @@ from data_pipelines.partonomy.labels import OBJECT, join
 from data_pipelines.partonomy.matching import best_match, match
 from plum_jax.errors import UserError
 
-COCO_FORMATS = ("paco_lvis", "pascal_part", "partimagenet", "coco")
-
 
 def convert_coco(path, source, *, hierarchy=None, progress=None):
     """A COCO annotation file -> (Descriptor, Counter of what was left out, by reason).
 
     Args:
-      source: of COCO_FORMATS, what its category names mean.
+      source: "paco_lvis", "pascal_part", "partimagenet" or "coco": what its category names mean.
       hierarchy: of `read_hierarchy`, for "coco".
       progress: called with an iterable of the images, and returns it.
     """

@@ -17,7 +17,6 @@ UPRIGHT = {  # orientation -> how the stored array becomes the upright one, for 
     7: lambda a: np.rot90(a, 2).T,
     8: np.rot90,
 }
-MISMATCH = ("drop", "nearest", "error")
 
 
 def fit_image(folder, instances, mismatch="drop"):
