@@ -21,6 +21,7 @@ CORE = [
     "pillow>=11",
     "psutil>=6",
     "pycocotools>=2.0.8",
+    "pyyaml>=6",
     "scipy>=1.13",
     "tensorboardX>=2.6.2",
     "tokenizers>=0.22",

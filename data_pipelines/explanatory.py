@@ -54,7 +54,7 @@ class Explanatory:
         dataset="partonomy",
     ):
         self.index_files = question_files(root, split)
-        weights = type_weights(question_types, question_weights or {})
+        weights = type_weights(question_types, question_weights)
         self.dataset, self._options = dataset, (per_image, weights, sample_one_question_per_image)
         self._draw = self.drawing(
             per_image=per_image,
@@ -121,7 +121,7 @@ class Explanatory:
         """What makes a Sample from a record: (record, rng) -> the questions that are drawn."""
         if per_image < 1:
             raise UserError(f"per_image is {per_image}; use 1 or more questions about an image")
-        weights = type_weights(question_types, question_weights or {})
+        weights = type_weights(question_types, question_weights)
         return functools.partial(_draw, options=(per_image, weights, sample_one_question_per_image))
 
 
@@ -223,7 +223,8 @@ def question_files(root, split):
 
 
 def type_weights(types, weights):
-    """-> {question type: positive weight}. UserError for unknown types and for weights that are none."""
+    """Types, and {type: weight} or None -> {type: positive weight}. UserError for unknown types and wrong weights."""
+    weights = dict(weights or {})
     for name in [*types, *(weights.keys() - {"default"})]:
         if name not in QUESTION_TYPES:
             raise UserError(f"question type {name!r} is unknown; use {', '.join(QUESTION_TYPES)}")

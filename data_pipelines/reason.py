@@ -52,10 +52,8 @@ class ReasonSeg:
         images = sorted(folder.glob("*.jpg"))
         if not images:
             raise UserError(f"{folder}: has no images; the layout is {LAYOUT} (docs/data/reasonseg.md)")
-        said_path, explained_path = (
-            folder / f"{split}_reformulated_responses.json",
-            folder.parent / "explanatory" / "train.json",
-        )
+        said_path = folder / f"{split}_reformulated_responses.json"
+        explained_path = folder.parent / "explanatory" / "train.json"
         said = _read_responses(responses or said_path, required=bool(responses))
         explained = _read_explanations(explained_path)
         left_out, self._records = LeftOut(), []
