@@ -1,12 +1,6 @@
-"""Whether the images that a data file names are there: paths that stay in their folder, and one listing for very many files."""
+"""Whether the images that a data file names are there: one listing of a folder for very many files."""
 
 import os
-
-
-def inside(path):
-    """Whether a path of a data file stays in the folder that it is relative to."""
-    steps = path.replace("\\", "/").split("/")
-    return steps[0] != "" and ":" not in steps[0] and ".." not in steps and "\0" not in path
 
 
 def find_image(folders, image):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from data_pipelines.conversation import END, IMAGE, Span, answer_spans
+from data_pipelines.folders import inside
 from plum_jax.errors import UserError
 
 TWO_TURN = ("part_to_whole", "whole_to_part")
@@ -104,8 +105,7 @@ def parse_question(entry, path, index):
     for field in FIELDS[:4]:
         if not isinstance(entry.get(field), str) or not entry[field].strip():
             fail(field, "give a text")
-    steps = entry["image_path"].replace("\\", "/").split("/")
-    if steps[0] == "" or ":" in steps[0] or ".." in steps:
+    if not inside(entry["image_path"]):
         fail("image_path", "give a path relative to the folder, without ..")
     if entry["question_type"] not in QUESTION_TYPES:
         fail("question_type", f"use one of {', '.join(QUESTION_TYPES)}")
