@@ -110,7 +110,8 @@ def test_wrong_arguments_name_what_is_allowed(arg):
 
 @pytest.mark.parametrize("stage, images, micro, steps", [("0shot", 1200, 100, 1250), ("ft", 120, 10, 500)])
 def test_the_reference_preset_has_its_counts_and_can_be_trained(stage, images, micro, steps):
-    config = load_config(f"plum:reference=1,stage={stage}", ["data.folder=data", "tokenizer=tiny"])
+    where = {"0shot": "data.root=data", "ft": "data.folder=data"}[stage]
+    config = load_config(f"plum:reference=1,stage={stage}", [where, "tokenizer=tiny"])
     assert (config.data.global_batch, config.data.micro_batches, config.train.steps) == (images, micro, steps)
     assert config.optim.schedule == f"reference_{stage}"
     assert config.loss.shape == {"0shot": "dice", "ft": "focal_tversky"}[stage]

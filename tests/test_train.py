@@ -15,7 +15,7 @@ import pytest
 from fixtures_partonomy import write_folder
 
 from plum_jax import loading, train
-from plum_jax.config_io import load_config
+from plum_jax.config_io import config_from_json, load_config
 from plum_jax.logger import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,9 +44,9 @@ def start(data, tmp_path_factory):
     """start(workdir, *overrides) -> the real command as a process. All of them share one cache of compiled programs."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def start(workdir, *overrides):
+    def start(workdir, *overrides, program=("-m", "plum_jax.train")):
         values = [*SMALL, f"data.folder={data}", f"train.steps={STEPS}", *overrides]
-        command = [sys.executable, "-m", "plum_jax.train", "--config=configs/tiny.py", f"--workdir={workdir}"]
+        command = [sys.executable, *program, "--config=configs/tiny.py", f"--workdir={workdir}"]
         env = {**os.environ, "XLA_FLAGS": FLAGS, "XDG_CACHE_HOME": str(cache)}
         return subprocess.Popen(
             [*command, *(f"--config.{value}" for value in values)],
@@ -205,6 +205,22 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(start, tmp_path):
     assert process.returncode == 1
     assert "the loss is" in err and "lower --config.optim.lr" in err
     assert not steps_saved(tmp_path / "run")
+
+
+def test_a_mixture_is_trained_on_and_accounted_for(start, tmp_path):
+    """Three families from the settings alone; a broken record costs its row, and the run says so."""
+    listed = "({'name':'semantic','weight':1,'datasets':('ade20k',)},{'name':'vqa','weight':2.0},{'name':'reason','weight':1})"
+    values = [f"data.sources={listed}", "data.folder=", f"data.root={tmp_path}", "data.grounded=()", "train.steps=4"]
+    process = start(tmp_path / "run", *values, program=[str(Path(__file__).with_name("train_on_fakes.py"))])
+    printed, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert config_from_json((tmp_path / "run" / "config.json").read_text()).data.grounded == (1, 2)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [source["dataset"] for source in record["sources"]] == ["ade20k", "vqa", "reason"]
+    assert [source["share"] for source in record["sources"]] == [0.25, 0.5, 0.25]
+    assert sum(counts["draws"] for counts in record["data"]["families"].values()) == 4 * 16
+    assert record["data"]["families"]["vqa"]["draws"] == 32 and record["data"]["families"]["vqa"]["skipped: record"] > 0
+    assert "vqa, bad record: record 1: vqa: record 1 is broken" in printed and "(50.0 %)" in printed
 
 
 @pytest.mark.slow
