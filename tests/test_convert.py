@@ -5,6 +5,7 @@ import checkpoint_fixtures as fixtures
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors import numpy as safetensors_numpy
 
 from plum_jax import base, cli, initial, loading
 from plum_jax.convert import command
@@ -184,6 +185,14 @@ def test_an_existing_folder_is_not_touched(tmp_path, capsys):
         ({"num_attention_heads": None}, "does not say num_attention_heads"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
         ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
+        ({"num_attention_heads": 7, "num_key_value_heads": 7}, "num_attention_heads 7, which does not divide"),
+        ({"num_attention_heads": "2", "num_key_value_heads": "2"}, "num_attention_heads '2', which does not divide"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps 'small', not a positive number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan, not a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta 1000.*, not a positive number"),
+        ({"rope_parameters": [1]}, "rope_parameters .1., not an object"),
+        ({"num_hidden_layers": 40}, "num_hidden_layers 40, the tensors show 2"),
+        ({"mm_vision_select_layer": 9}, "takes layer 9 of CLIP"),
     ],
 )
 def test_another_architecture_is_refused(sources, tmp_path, facts, sentence):
@@ -191,6 +200,23 @@ def test_another_architecture_is_refused(sources, tmp_path, facts, sentence):
     shutil.copytree(paths["plum"], tmp_path / "plum")
     file = tmp_path / "plum" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
+    with pytest.raises(UserError, match=sentence):
+        convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
+
+
+@pytest.mark.parametrize(
+    "name, shape, sentence",
+    [
+        ("model.embed_tokens.weight", (), r"model.embed_tokens.weight has shape \[\], PLUM's has 2 dimensions"),
+        ("model.layers.99999999.x", (1,), "model.layers.2 is missing"),  # a model of that many layers would fill the memory
+        ("model.visual_model.image_encoder.pos_embed", (1, 0, 0, 8), "pos_embed has shape"),
+    ],
+)
+def test_an_odd_tensor_is_refused_before_anything_is_made_of_it(sources, tmp_path, name, shape, sentence):
+    _, _, paths = sources
+    shutil.copytree(paths["plum"], tmp_path / "plum")
+    file = tmp_path / "plum" / "model.safetensors"
+    fixtures.save({**safetensors_numpy.load_file(file), name: np.zeros(shape, np.float32)}, file)
     with pytest.raises(UserError, match=sentence):
         convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
 

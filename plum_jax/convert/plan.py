@@ -1,6 +1,5 @@
 """From the flags of `plum convert` to what will be read: sources, tensors by name, the model's sizes, the tokenizer."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from plum_jax.convert.adapter import Adapter, merge_adapter, read_adapter
 from plum_jax.convert.keys import SAM
 from plum_jax.convert.metadata import TOKENIZER_FILES
 from plum_jax.convert.sizes import model_config
-from plum_jax.convert.sources import Source, open_clip, open_language, open_sam
+from plum_jax.convert.sources import Source, open_clip, open_language, open_sam, read_config
 from plum_jax.errors import UserError
 
 LORA_DROPOUT = 0.05  # of the reference (M 7.2), where no adapter_config.json says another
@@ -64,10 +63,7 @@ def _language(args):
             f"{args.plum}: has no span tagger (token_to_mask_fcs), it is not PLUM; give it to --llava, with --sam and --clip"
         )
     if args.hf_config:
-        try:
-            language = language._replace(facts=json.loads(Path(args.hf_config).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{args.hf_config}: cannot be read as JSON ({error}); give a config.json") from error
+        language = language._replace(facts=read_config(Path(args.hf_config)))
     return language
 
 
