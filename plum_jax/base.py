@@ -68,7 +68,7 @@ def open_base(folder):
         base = Base(folder, config, about)
         _check_tokenizer(base)
         return base
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: base.json or config.json is missing or damaged ({error}); convert again") from error
 
 

@@ -221,6 +221,28 @@ def test_an_odd_tensor_is_refused_before_anything_is_made_of_it(sources, tmp_pat
         convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
 
 
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_weights_that_are_no_numbers_are_refused(sources, tmp_path, value):
+    _, _, paths = sources
+    shutil.copytree(paths["plum"], tmp_path / "plum")
+    file = tmp_path / "plum" / "model.safetensors"
+    tensors = safetensors_numpy.load_file(file)
+    tensors["model.norm.weight"] = np.full(tensors["model.norm.weight"].shape, value, np.float64)
+    fixtures.save(tensors, file)
+    with pytest.raises(UserError, match="model.norm.weight holds NaN, infinity or a number too large for float32"):
+        convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["plum"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK damaged"])
+def test_stored_outputs_that_are_gone_or_damaged_are_named(converted, tmp_path, content):
+    shutil.copytree(converted, tmp_path / "base")
+    file = tmp_path / "base" / "check.npz"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(UserError, match="check.npz: is missing or damaged"):
+        loading.load_model(tmp_path / "base")
+
+
 def test_a_changed_weight_is_noticed_when_the_folder_is_loaded(converted, tmp_path):
     shutil.copytree(converted, tmp_path / "base")
     opened = base.open_base(tmp_path / "base")

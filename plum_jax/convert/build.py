@@ -146,7 +146,14 @@ def stream(config, jobs, writer, dtype, advance):
             stored = (
                 jnp.bfloat16 if dtype == "bf16" and rule.path.startswith(TOWERS) and "/lora_" not in rule.path else np.float32
             )
-            writer.add(rule.path, ours.astype(stored), layer, None if layer is None else len(rule.layers))
+            with np.errstate(over="ignore"):  # what float64 has and float32 has not is infinite, and refused
+                ours = ours.astype(stored)
+            if not np.isfinite(ours).all():
+                raise UserError(
+                    f"{job.tensor.file}: {job.name} holds NaN, infinity or a number too large for {ours.dtype}; it is damaged, "
+                    "or its training diverged"
+                )
+            writer.add(rule.path, ours, layer, None if layer is None else len(rule.layers))
         advance(array.nbytes)
     return new_rows
 
