@@ -164,6 +164,8 @@ def test_ignored_tensors_are_left_out(sources, tmp_path):
         (["--plum", "nowhere"], "no such file"),
         (["--checkpoint", "a"], "--checkpoint and --to go together"),
         (["--plum", "a", "--tagger-heads", "0"], "is not a number of heads"),
+        (["--checkpoint", "a", "--to", "hf", "--sam", "b"], "--sam: is of conversions from PyTorch"),
+        (["--plum", "a", "--format", "bin"], "--format bin: is of exports with --checkpoint"),
     ],
 )
 def test_wrong_flags(tmp_path, capsys, flags, sentence):

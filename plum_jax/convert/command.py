@@ -65,6 +65,12 @@ def _check(args):
         raise UserError("give one of --plum, --llava (from PyTorch) or --checkpoint (to PyTorch); see plum convert --help")
     if bool(args.checkpoint) != bool(args.to):
         raise UserError("--checkpoint and --to go together: plum convert --checkpoint C --to plum|peft|hf --out DIR")
+    of_the_other = ("sam", "clip", "adapter", "merge_adapter", "verify", "tokenizer", "hf_config", "no_feedback", "ignore")
+    extra = [name for name in of_the_other if getattr(args, name)] if args.checkpoint else []
+    if extra:
+        raise UserError(f"--{extra[0].replace('_', '-')}: is of conversions from PyTorch; leave it out with --checkpoint")
+    if args.format != "safetensors" and not args.checkpoint:
+        raise UserError(f"--format {args.format}: is of exports with --checkpoint; leave it out")
     if args.ignore:
         try:
             re.compile(args.ignore)

@@ -51,6 +51,7 @@ def make_plan(args):
     vocab = len(load_tokenizer(tokenizer))
     whole = language._replace(tensors=tensors)
     model = model_config(whole, sources["--sam"], sources["--clip"], vocab=vocab, lora=lora, tagger_heads=args.tagger_heads)
+    _check_vocabulary(tokenizer, language)
     if args.no_feedback:
         model["feedback"] = False
     return Plan(sources, tensors, copies, model, tokenizer, {flag: count for flag, count in replaced.items() if count})
@@ -92,6 +93,17 @@ def _adapters(args, tensors, sources):
         tensors.update(adapter.tensors)
     rank = 0 if args.merge_adapter else adapter.rank
     return {"lora_rank": rank, "lora_alpha": adapter.alpha, "lora_dropout": adapter.dropout}
+
+
+def _check_vocabulary(folder, language):
+    """UserError for a tokenizer of another model: some of its words would have no rows in the token table."""
+    tokenizer = load_tokenizer(folder)
+    rows = language.tensors["model.embed_tokens.weight"].shape[0]
+    if rows < tokenizer.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} words, the token table of {language.path} {rows} rows; give "
+            "the tokenizer of that model to --tokenizer"
+        )
 
 
 def _tokenizer(args, language):

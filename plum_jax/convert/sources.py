@@ -33,6 +33,8 @@ class Source(NamedTuple):
 
 def read(path):
     """A folder with shards, or one file -> {name: Tensor}."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file or folder; check the path")
     return read_folder(path) if Path(path).is_dir() else read_file(path)
 
 
