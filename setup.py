@@ -5,8 +5,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.10,<0.13"
+TFDS = ["importlib_resources>=6", "tensorflow-datasets>=4.9.9,<5"]  # the first is missing among the second's own needs
 CORE = [
     "absl-py>=2.1",
+    "array_record>=0.8.1",
     "flatbuffers>=24.3",  # jax.export serializes with it
     "flax>=0.12.7,<0.13",
     "grain>=0.2.15,<0.3",
@@ -19,6 +21,7 @@ CORE = [
     "pillow>=11",
     "psutil>=6",
     "pycocotools>=2.0.8",
+    "pyyaml>=6",
     "scipy>=1.13",
     "tensorboardX>=2.6.2",
     "tokenizers>=0.22",
@@ -42,8 +45,9 @@ setup(
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],
         "plan": ["libtpu"],
         "convert": ["torch==2.13.0", "safetensors>=0.5"],
+        "data": TFDS,
         "demo": ["gradio>=5"],
-        "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "torch==2.13.0"],
+        "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "torch==2.13.0", *TFDS],
     },
     entry_points={"console_scripts": ["plum = plum_jax.cli:main"]},
 )

@@ -1,5 +1,7 @@
 """Pictures: loading, and the views that SAM (M 1.4) and CLIP (M 1.3) see, as uint8."""
 
+import dataclasses
+import io
 import struct
 import warnings
 
@@ -16,18 +18,29 @@ BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError,
 CLIP_MEAN_COLOUR = (123, 117, 104)  # 255 x CLIP's mean, rounded: close to 0 after normalisation
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """An image file that is in memory instead of on disk. It stands wherever a path to an image may stand."""
+
+    name: str  # for messages
+    data: bytes = dataclasses.field(repr=False)
+
+    def __str__(self):
+        return self.name
+
+
 def load_image(path):
-    """uint8[H, W, 3]: the pixels of `open_image`."""
+    """Path or StoredImage -> uint8[H, W, 3]: the pixels of `open_image`."""
     return np.asarray(open_image(path))
 
 
 def open_image(path):
-    """Pillow image, decoded: turned upright by its EXIF tag, RGB. 16-bit grey keeps its high byte.
+    """Path or StoredImage -> Pillow image, decoded: turned upright by its EXIF tag, RGB. 16-bit grey keeps its high byte.
 
     Raises UserError when missing, unreadable, absurdly large, or with pixel values whose scale nobody can know.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.data) if isinstance(path, StoredImage) else path) as image:
             return _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image; check the path") from error

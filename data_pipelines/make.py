@@ -5,20 +5,17 @@ number of workers writes the same bytes. Everything is written to a folder besid
 """
 
 import argparse
-import concurrent.futures
-import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import socket
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from data_pipelines.processes import processes
 from data_pipelines.synthetic.scenes import SPLITS, Difficulty
 from plum_jax.errors import UserError
 
@@ -149,7 +146,7 @@ def _build(folder, arguments, workers):
     from data_pipelines.synthetic.objects import INSTANCE_GRAPH, PART_GRAPH
 
     chunks = [(s, i, min(i + CHUNK, n)) for s, n in arguments.split_sizes for i in range(0, n, CHUNK)]
-    with _processes(workers) as run:
+    with processes(workers) as run:
         made = _collect(run, make_pictures, [(arguments, folder, *chunk) for chunk in chunks], arguments, "pictures")
         seen = [i["parts"] for split in made if split != "heldout" or len(made) == 1 for i in made[split]]
         generator = QuestionGenerator(PART_GRAPH, PartSampler(seen), ObjectSampler(INSTANCE_GRAPH, PART_GRAPH))
@@ -161,31 +158,6 @@ def _build(folder, arguments, workers):
     dataset = describe(arguments, {s: {"images": len(made[s]), "questions": len(lines[s])} for s in made})
     (folder / "dataset.json").write_text(json.dumps(dataset, indent=1) + "\n", encoding="utf-8")
     return dataset
-
-
-@contextlib.contextmanager
-def _processes(workers):
-    """An ordered `map` over processes, or over none for one worker."""
-    if workers == 1:
-        yield map
-        return
-    # Not forked: the caller may have started jax, whose threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    try:
-        yield executor.map
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _end_with_parent():
-    """Ends this worker when the command was killed, as it would wait for work forever and write into a removed folder."""
-
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _collect(run, function, jobs, arguments, label):

@@ -20,11 +20,22 @@ def decode_rle(counts, hw):
     from the fourth run on it is the difference to the run two before. (pycocotools writes these strings, but reads a malformed
     one without noticing and returns what was in memory.)
     """
+    runs = _runs(counts, hw)
+    bits = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(bits, runs).reshape(hw[1], hw[0]).T)
+
+
+def rle_area(counts, hw):
+    """Number of pixels of a mask in run lengths, without decoding it. Raises ValueError as `decode_rle` does."""
+    return int(_runs(counts, hw)[1::2].sum())
+
+
+def _runs(counts, hw):
+    """int64[R]: lengths of runs of zeros and ones in turn, which fill a mask of size hw."""
     runs = _unpack_runs(counts) if isinstance(counts, str) else _plain_runs(counts)
     if runs.sum() != hw[0] * hw[1] or (runs < 0).any():
         raise ValueError(f"run lengths cover {runs.sum()} pixels, size {tuple(hw)} has {hw[0] * hw[1]}")
-    bits = (np.arange(len(runs)) % 2).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(bits, runs).reshape(hw[1], hw[0]).T)
+    return runs
 
 
 def _plain_runs(counts):
@@ -54,6 +65,31 @@ def encode_rle(mask):
     """[H, W] of zeros and others -> {"size": [H, W], "counts": str}."""
     encoded = coco_mask.encode(np.asfortranarray(np.asarray(mask) != 0, np.uint8))
     return {"size": [int(side) for side in mask.shape], "counts": encoded["counts"].decode("ascii")}
+
+
+def encode_coco(segmentation, hw):
+    """`segmentation` of a COCO annotation -> {"size", "counts": str}. ValueError when malformed.
+
+    A list of rings [x1, y1, x2, y2, ...] covers what the COCO library covers. Rings go to it one by one, as of a list that
+    starts with four numbers it takes all for boxes (D17); a ring of fewer than three corners covers nothing.
+    """
+    if isinstance(segmentation, dict):
+        counts, size = segmentation.get("counts"), segmentation.get("size", list(hw))
+        if size != list(hw):
+            raise ValueError(f"segmentation has size {_show(size)}, its image {list(hw)}")
+        if isinstance(counts, str):
+            rle_area(counts, hw)
+            return {"size": list(hw), "counts": counts}
+        return encode_rle(decode_rle(counts, hw))
+    if not isinstance(segmentation, list) or not all(isinstance(ring, list) for ring in segmentation):
+        raise ValueError(f"segmentation is {_show(segmentation)}, neither a list of polygons nor run lengths")
+    for ring in segmentation:
+        if len(ring) % 2 or not all(_is_coordinate(number) for number in ring):
+            raise ValueError(f"polygon is {_show(ring)}, not a list [x1, y1, x2, y2, ...] of numbers up to {FARTHEST}")
+    rings = [coco_mask.frPyObjects([ring], *hw)[0] for ring in segmentation if len(ring) >= 6]
+    if not rings:
+        return encode_rle(np.zeros(hw, np.uint8))
+    return {"size": list(hw), "counts": coco_mask.merge(rings)["counts"].decode("ascii")}
 
 
 def decode_polygon(polygon, hw):

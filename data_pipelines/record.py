@@ -6,11 +6,13 @@ stand and which mask each of them owns.
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from data_pipelines.conversation import Span
+from data_pipelines.images import StoredImage
 
 FAMILIES = ("semantic", "refer", "reason", "explanatory", "vqa")
 NO_MASK = -1
@@ -32,7 +34,7 @@ class Sample:
     family: str  # of FAMILIES
     dataset: str  # "ade20k", "refcoco+", ...
     key: str  # unique in its data set, for messages and accounts
-    image: str | None  # path; None for text alone
+    image: str | StoredImage | None  # path, or the file itself (`load_image` reads both); None for text alone
     dialogues: tuple[Dialogue, ...]
     masks: tuple = ()  # each uint8[H, W] or a segmentation entry of D 1.3, of the size of the upright image
 
@@ -54,4 +56,37 @@ class Source(Protocol):
 
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Record number `index` with everything random drawn from `rng`. Raises UserError for a record that cannot be read."""
+        ...
+
+
+class StorableSource(Source, Protocol):
+    """A source whose records can be stored with everything that a later draw needs (`plum data build`).
+
+    `sample(index, rng)` must be the same as `drawing(**options)(record(index), rng)` with those options of the constructor
+    that concern the draw (questions per image, templates). So training reads the same samples from the folder and from a build.
+
+    Attributes:
+      index_files: paths of the files that list its records; their hashes tell whether a build is of the same data.
+      faults: [(key, reason, message)] of the records counted in `skipped`.
+      parts: part vocabulary, or () in families without one.
+    """
+
+    index_files: tuple
+    faults: list
+    parts: tuple
+
+    def record(self, index: int) -> dict:
+        """Everything about record `index` as plain JSON, with "key" (unique) and "image" (path, or None).
+
+        Masks are segmentation entries of D 1.3: any dictionary with "size" and "counts" or "polygon", at any depth. Nothing
+        is drawn here. Raises UserError for a record that cannot be read.
+        """
+        ...
+
+    @classmethod
+    def drawing(cls, **options) -> Callable[[dict, np.random.Generator], Sample]:
+        """What makes a `Sample` from such a record; it reads no file and can be pickled.
+
+        The "image" of the record goes into the sample as it is: a path, a StoredImage or None.
+        """
         ...

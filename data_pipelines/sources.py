@@ -96,8 +96,17 @@ def _expand(source, data, where):
 
 
 def open_source(entry, per_image):
-    """Entry -> its `Source`. UserError where the files are not there or an option is not known."""
+    """Entry -> its `Source`: what `plum data build` wrote, where the root holds that, else the raw files.
+
+    UserError where the files are not there or an option is not known.
+    """
     kind = KINDS[entry.name]
+    if isinstance(entry.root, str):
+        from data_pipelines import arrayrecord  # knows the sources by their names here
+
+        built = arrayrecord.find_built(entry.root, entry.name, entry.split)
+        if built:
+            return arrayrecord.ArrayRecordSource(built, split=entry.split, per_image=per_image, **entry.options)
     module, _, name = kind.place.partition(":")
     options = {"split": entry.split, "per_image": per_image, **dict(kind.options), **entry.options}
     make = getattr(importlib.import_module(module), name)

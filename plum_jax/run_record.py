@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGES = (
     "plum_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "pycocotools", "tokenizers",
-    "transformers",
+    "transformers", "array_record", "tensorflow-datasets",
 )  # fmt: skip
 
 

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.partonomy.questions import (
+    NO_COMPARISON,
+    TOO_FEW_OBJECTS,
+    TOO_FEW_PARTS,
     QuestionConfig,
     QuestionGenerator,
     canonical,
@@ -20,8 +23,9 @@ from data_pipelines.partonomy.questions import (
     mutations,
     with_article,
 )
-from data_pipelines.partonomy.records import QUESTION_TYPES, TWO_TURN, parse_question
+from data_pipelines.partonomy.records import QUESTION_TYPES, TWO_TURN, parse_question, training_conversation
 from data_pipelines.partonomy.samplers import ObjectSampler, PartSampler
+from data_pipelines.partonomy.synonyms import SynonymKey
 
 GRAPH = {
     "airplane": ["engine", "tail", "wheel", "wing"],
@@ -201,7 +205,8 @@ def test_object_without_anything_in_common_gets_no_comparison(generator):
 def test_wrong_answers_are_different_sorted_not_empty_and_never_right(generator):
     for seed in range(300):
         correct = sorted(np.random.default_rng(seed).permutation(GRAPH["bird"])[: 1 + seed % 4].tolist())
-        wrong = mutations(correct, GRAPH["bird"], generator.part_sampler, QuestionConfig(), np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        wrong = mutations(correct, GRAPH["bird"], set(correct), generator.part_sampler, QuestionConfig(), rng)
         assert len({tuple(parts) for parts in wrong}) == 4
         for parts in wrong:
             assert parts
@@ -223,14 +228,69 @@ def test_number_of_mutations_is_a_switch(generator):
 
 def test_impossible_wrong_answers_give_no_question():
     sampler = PartSampler([["a"], ["a"]])
-    assert mutations(["a"], ["a"], sampler, QuestionConfig(), np.random.default_rng(0)) is None
+    assert mutations(["a"], ["a"], {"a"}, sampler, QuestionConfig(), np.random.default_rng(0)) is None
 
 
 def test_synonym_of_a_correct_part_is_never_added():
-    sampler = PartSampler([["wheel", "wheels", "door", "roof", "seat", "hood"]] * 2 + [["door"]])
+    parts = ["wheel", "wheels", "castor", "door", "roof", "seat", "hood"]
+    sampler, graph = PartSampler([parts] * 2 + [["door"]]), {"car": parts, "cart": ["castor", "seat"]}
+    plain = QuestionGenerator(graph, sampler, ObjectSampler({}, graph))
+    told = QuestionGenerator(graph, sampler, ObjectSampler({}, graph), key=SynonymKey([["wheel", "castor"]]))
+    added = {"plain": set(), "told": set()}
     for seed in range(100):
-        wrong = mutations(["wheel"], ["wheels", "door"], sampler, QuestionConfig(), np.random.default_rng(seed))
-        assert all("wheels" not in parts for parts in wrong)
+        for name, generator in (("plain", plain), ("told", told)):
+            made = generator.generate("car", ["wheel"], "identification", np.random.default_rng(seed))
+            added[name].update(part for names in made["answer_parts"] for part in names)
+    assert added["plain"] == set(parts) - {"wheels"}
+    assert added["told"] == set(parts) - {"wheels", "castor"}
+
+
+def test_answers_list_the_objects_own_words_for_what_a_synonym_has_in_common():
+    graph = {"car": ["door", "hood", "tyre"], "bike": ["bell", "saddle", "tire"], "cat": ["ear", "leg", "tail"]}
+    key = SynonymKey([["tire", "tyre"], ["bonnet", "hood"]])
+    generator = QuestionGenerator(graph, PartSampler(list(graph.values())), ObjectSampler({}, graph), key=key)
+    assert generator.intersects == {"bike": ["car"], "car": ["bike"], "cat": []}
+    made = generator.generate("car", graph["car"], "positive_with_label", np.random.default_rng(0))
+    correct = made["answer_types"].index("correct")
+    assert made["answer_parts"][correct] == ["tyre"]
+    assert made["answer_choices"][correct] == (
+        "The car in the image has the following visible parts in common with a bike: tyre."
+    )
+    question = parse_question({**record(made), "segmentations": {part: [{}] for part in graph["car"]}}, "file", 0)
+    choice = training_conversation(question)
+    (span,) = choice.spans
+    assert choice.turns[0][1][span.char_start : span.char_end] == "tyre"
+    assert choice.parts == ("tyre",)
+
+
+def test_a_part_that_is_also_in_the_label_has_its_span_in_the_list():
+    graph = {"wheel loader": ["bucket", "cab", "wheel"], "car": ["cab", "door", "wheel"]}
+    generator = QuestionGenerator(graph, PartSampler(list(graph.values())), ObjectSampler({}, graph))
+    made = generator.generate("wheel loader", graph["wheel loader"], "identification_with_label", np.random.default_rng(0))
+    question = parse_question({**record(made), "segmentations": {part: [{}] for part in graph["wheel loader"]}}, "file", 0)
+    choice = training_conversation(question)
+    answer = choice.turns[0][1]
+    assert [answer[span.char_start : span.char_end] for span in choice.spans] == ["bucket", "cab", "wheel"]
+    assert choice.spans[2].char_start > answer.index(":")
+
+
+def test_a_question_that_cannot_be_asked_has_a_reason(generator):
+    def reason(label, visible, kind, using=generator):
+        question, why = using.attempt(label, visible, kind, np.random.default_rng(0))
+        assert question is None
+        return why
+
+    assert reason("bird", [], "identification") == "no visible part"
+    assert reason("hour glass", ["base"], "positive") == NO_COMPARISON
+    assert reason("airplane", ["engine"], "positive") == NO_COMPARISON
+    graph = {"a": ["x", "y"], "b": ["x", "z"]}
+    small = QuestionGenerator(graph, PartSampler([["x"]]), ObjectSampler({}, graph))
+    assert reason("a", ["x"], "identification", small) == TOO_FEW_PARTS
+    few = QuestionGenerator(GRAPH, PartSampler(INSTANCES), ObjectSampler({}, ["bird", "car"]))
+    assert reason("bird", ["wing", "tail"], "part_to_whole", few) == TOO_FEW_OBJECTS
+    question, why = generator.attempt("bird", ["wing", "tail"], "identification", np.random.default_rng(0))
+    assert question
+    assert why == ""
 
 
 def test_correct_choice_stands_anywhere(generator):

@@ -120,3 +120,12 @@ def test_bad_files(tmp_path):
     (tmp_path / "a.json").write_text("[3]", encoding="utf-8")
     with pytest.raises(UserError, match="JSON object"):
         read_questions(tmp_path / "a.json")
+
+
+def test_highlight_box_of_the_object_meant(tmp_path):
+    entry = question("images/a.png", HW)
+    assert read(tmp_path, entry)[0].highlight_box is None
+    assert read(tmp_path, {**entry, "highlight_box": [1, 2, 30, 40]})[0].highlight_box == (1, 2, 30, 40)
+    for box in ([1, 2, 3], [1, 2, 1, 4], [1.0, 2, 3, 4], "x"):
+        with pytest.raises(UserError, match="highlight_box is .*; give whole numbers"):
+            read(tmp_path, {**entry, "highlight_box": box})

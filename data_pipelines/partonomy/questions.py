@@ -3,9 +3,10 @@
 What differs from the reference, and why, is D 7.1: comparisons are symmetric and exclude the object itself (D4), everything
 is sorted before a generator touches it (D5), parts are compared by a rule and never by a language model (D6), pairs are
 drawn lazily (D7), three mutations are possible (D8b; `max_mutations=2` is the reference), and the correct choice stands
-anywhere.
+anywhere. Answers list the object's own part names, which are the keys of its masks, whatever they were compared as (D28).
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -13,6 +14,9 @@ import re
 from data_pipelines.conversation import join_parts
 from data_pipelines.partonomy.records import QUESTION_TYPES, TWO_TURN
 
+NO_COMPARISON = "no object has the parts to compare with"  # why an instance has no question of a type
+TOO_FEW_PARTS = "too few other parts for the wrong answers"
+TOO_FEW_OBJECTS = "too few other objects for the wrong answers"
 OBJECT_QUESTION = "What is the object in the image?"
 OBJECT_ANSWER = "It is {object}."
 TEMPLATES = {  # first word of the question type -> question, answer (D 3.1)
@@ -67,10 +71,10 @@ def canonical(part):
     return text
 
 
-def compare(parts, others):
+def compare(parts, others, key=canonical):
     """-> (parts that others has too, parts that others lacks), both sorted, both in the words of `parts`."""
-    keys = {canonical(part) for part in others}
-    return sorted(p for p in parts if canonical(p) in keys), sorted(p for p in parts if canonical(p) not in keys)
+    keys = {key(part) for part in others}
+    return sorted(p for p in parts if key(p) in keys), sorted(p for p in parts if key(p) not in keys)
 
 
 class QuestionGenerator:
@@ -80,20 +84,27 @@ class QuestionGenerator:
       part_graph: {object: parts that it can have}.
       part_sampler, object_sampler: of `samplers`.
       config: QuestionConfig.
+      key: part name -> what it is compared by: `canonical`, or a `SynonymKey`.
     """
 
-    def __init__(self, part_graph, part_sampler, object_sampler, config=None):
+    def __init__(self, part_graph, part_sampler, object_sampler, config=None, key=canonical):
         self.part_graph = {label: sorted(part_graph[label]) for label in sorted(part_graph)}
-        self.part_sampler, self.object_sampler = part_sampler, object_sampler
+        self.part_sampler, self.object_sampler, self.key = part_sampler, object_sampler, key
         self.config = config or QuestionConfig()
-        table = {
-            a: {b: compare(self.part_graph[a], self.part_graph[b]) for b in self.part_graph if b != a} for a in self.part_graph
-        }
-        self.intersects = {a: [b for b, (common, _) in row.items() if common] for a, row in table.items()}
-        self.minus = {a: [b for b, (_, rest) in row.items() if rest] for a, row in table.items()}
+        self.keys = {label: {key(part) for part in parts} for label, parts in self.part_graph.items()}
+        pairs = {a: [(b, self.keys[b]) for b in self.part_graph if b != a] for a in self.part_graph}
+        self.intersects = {a: [b for b, other in row if self.keys[a] & other] for a, row in pairs.items()}
+        self.minus = {a: [b for b, other in row if self.keys[a] - other] for a, row in pairs.items()}
+        self.same = collections.defaultdict(set)  # key -> names of the data
+        for part in part_sampler.vocabulary:
+            self.same[key(part)].add(part)
 
     def generate(self, label, visible, question_type, rng):
-        """One question about an instance, as the fields of D 1.5 without image and masks, or None where there is none.
+        """One question about an instance, as the fields of D 1.5 without image and masks, or None where there is none."""
+        return self.attempt(label, visible, question_type, rng)[0]
+
+    def attempt(self, label, visible, question_type, rng):
+        """-> (question, "") or (None, why there is none).
 
         Args:
           label: object label, a key of the part graph.
@@ -105,13 +116,21 @@ class QuestionGenerator:
         kind = "identification" if question_type in TWO_TURN else question_type.split("_")[0]
         labelled = question_type.endswith("with_label") or question_type == "whole_to_part"
         name = label if labelled else "object"
+        reason = "no visible part" if not visible else NO_COMPARISON
         for concepts, correct, related in self._candidates(kind, label, visible, question_type in TWO_TURN, rng):
-            wrong = mutations(correct, related, self.part_sampler, self.config, rng) if correct else None
-            if wrong is not None:
-                words = dict(zip(("c", "c2"), map(with_article, concepts), strict=False), x=name)
-                question = self._part_question(question_type, TEMPLATES[kind], words, correct, wrong, rng)
-                return self._add_object(question, label, rng) if question_type in TWO_TURN else question
-        return None
+            if not correct:
+                continue
+            never = {part for one in correct for part in (one, *self.same.get(self.key(one), ()))}  # nor a synonym
+            wrong = mutations(correct, related, never, self.part_sampler, self.config, rng)
+            if wrong is None:
+                reason = TOO_FEW_PARTS
+                continue
+            words = dict(zip(("c", "c2"), map(with_article, concepts), strict=False), x=name)
+            question = self._part_question(question_type, TEMPLATES[kind], words, correct, wrong, rng)
+            if question_type in TWO_TURN and not self._add_object(question, label, rng):
+                return None, TOO_FEW_OBJECTS
+            return question, ""
+        return None, reason
 
     def _candidates(self, kind, label, visible, two_turn, rng):
         """Yields (comparison concepts, correct parts, related parts) in random order."""
@@ -120,19 +139,24 @@ class QuestionGenerator:
             yield (), visible, visible if two_turn else own
         elif kind == "difference":
             for first in shuffled(self.intersects[label], rng):
-                common, _ = compare(visible, self.part_graph[first])
+                common, _ = self._compare(visible, first)
                 for second in shuffled(self.minus[label], rng) if common else ():
                     if second != first:
                         related = sorted({*own, *self.part_graph[first], *self.part_graph[second]})
-                        yield (first, second), compare(common, self.part_graph[second])[1], related
+                        yield (first, second), self._compare(common, second)[1], related
         else:
             for concept in shuffled((self.intersects if kind == "positive" else self.minus)[label], rng):
-                common, rest = compare(visible, self.part_graph[concept])
+                common, rest = self._compare(visible, concept)
                 related = sorted({*own, *self.part_graph[concept]})
                 if kind == "positive":
                     yield (concept,), common, related
                 elif common or not self.config.negative_needs_common_part:
                     yield (concept,), rest, related
+
+    def _compare(self, parts, label):
+        """As `compare` with what the object `label` has; `parts` is sorted."""
+        keys, key = self.keys[label], self.key
+        return [p for p in parts if key(p) in keys], [p for p in parts if key(p) not in keys]
 
     def _part_question(self, question_type, template, words, correct, wrong, rng):
         choices = [list(correct), *wrong]
@@ -150,28 +174,28 @@ class QuestionGenerator:
         }
 
     def _add_object(self, question, label, rng):
-        """Adds the object question; None when there are too few other objects."""
+        """Adds the object question; False when there are too few other objects."""
         objects = [label, *self.object_sampler.sample(label, self.config.wrong_answers, rng)]
         if len(objects) <= self.config.wrong_answers:
-            return None
+            return False
         order = rng.permutation(len(objects))
         question["object_question"] = OBJECT_QUESTION
         question["object_answer_choices"] = [OBJECT_ANSWER.format(object=with_article(objects[k])) for k in order]
         question["object_answer_types"] = ["incorrect" if k else "correct" for k in order]
         question["object_answer_classes"] = [objects[k] for k in order]
-        return question
+        return True
 
 
 def shuffled(items, rng):
     return [items[k] for k in rng.permutation(len(items))]
 
 
-def mutations(correct, related, sampler, config, rng):
-    """`wrong_answers` different sorted part lists near `correct`, none equal to it or empty; None when it cannot be done."""
-    correct = tuple(sorted(correct))
-    keys = {canonical(part) for part in correct}
-    never = {part for part in sampler.vocabulary if canonical(part) in keys}  # nor a synonym of a correct part
-    wrong = []
+def mutations(correct, related, never, sampler, config, rng):
+    """`wrong_answers` different sorted part lists near `correct`, none equal to it or empty; None when it cannot be done.
+
+    Parts of `never` are not added: the correct ones and those that mean the same.
+    """
+    correct, wrong = tuple(sorted(correct)), []
     for _ in range(config.wrong_answers):
         for _ in range(config.tries):
             mutant = mutate(correct, related, never, sampler, config.max_mutations, rng)

@@ -40,6 +40,7 @@ class Question:
     object_answer_choices: tuple[str, ...] | None = None
     object_answer_types: tuple[str, ...] | None = None
     object_answer_classes: tuple[str, ...] | None = None
+    highlight_box: tuple[int, ...] | None = None  # x0, y0, x1, y1 of the object meant, where the image shows others like it
 
     @property
     def correct(self):
@@ -121,6 +122,8 @@ def parse_question(entry, path, index):
         answer_parts=tuple(tuple(names) for names in parts),
         segmentations=entry["segmentations"],
     )
+    if entry.get("highlight_box") is not None:
+        values["highlight_box"] = _box(entry, fail)
     if entry["question_type"] in TWO_TURN:
         _check_object(entry, fail)
         values["object_question"] = entry["object_question"]
@@ -160,6 +163,14 @@ def _check_correct_parts(entry, fail):
     for name in parts:
         if not segmentations.get(name):
             fail("answer_parts", f"add a mask of the correct part {name!r} to segmentations")
+
+
+def _box(entry, fail):
+    box = entry["highlight_box"]
+    good = isinstance(box, list) and len(box) == 4 and all(type(x) is int for x in box) and box[0] < box[2] and box[1] < box[3]
+    if not good:
+        fail("highlight_box", "give whole numbers [x0, y0, x1, y1] with x0 < x1 and y0 < y1, or leave it out")
+    return tuple(box)
 
 
 def _check_object(entry, fail):

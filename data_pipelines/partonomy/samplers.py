@@ -24,10 +24,13 @@ class PartSampler:
         self.vocabulary = sorted({part for parts in instances for part in parts})
         self.index = {part: k for k, part in enumerate(self.vocabulary)}
         self.predictor_weight, self.temperature = predictor_weight, temperature
-        present = np.zeros((len(instances), len(self.vocabulary)))
-        for row, parts in enumerate(instances):
-            present[row, [self.index[p] for p in parts]] = 1.0
-        together, total = present.T @ present, present.sum(0)
+        together, total = np.zeros((len(self.vocabulary),) * 2), np.zeros(len(self.vocabulary))
+        for start in range(0, len(instances), 4096):  # counts are whole numbers: the sum does not depend on the cut
+            present = np.zeros((min(4096, len(instances) - start), len(self.vocabulary)))
+            for row, parts in enumerate(instances[start : start + 4096]):
+                present[row, [self.index[p] for p in parts]] = 1.0
+            together += present.T @ present
+            total += present.sum(0)
         self.log_odds = np.log((together + smoothing) / (total[:, None] - together + smoothing))  # [given, predicted]
         self.prior = np.log((total + smoothing) / (len(instances) - total + smoothing))
         constant = total == len(instances)  # present everywhere: nothing to predict, as in the reference
@@ -64,6 +67,7 @@ class ObjectSampler:
 
     def __init__(self, instance_graph, labels, *, temperature=0.1):
         self.labels = sorted(labels)
+        self.column = {label: k for k, label in enumerate(self.labels)}
         self.temperature = temperature
         parent = {child: name for name in sorted(instance_graph) for child in instance_graph[name]}
         self.siblings = {
@@ -78,7 +82,7 @@ class ObjectSampler:
             candidates = [other for other in self.labels if other != label]
         scores = np.zeros(len(candidates))
         if label in self.similarity:
-            scores += self.similarity[label][[self.labels.index(c) for c in candidates]] / self.temperature
+            scores += self.similarity[label][[self.column[c] for c in candidates]] / self.temperature
         # Adding Gumbel noise and taking the largest is sampling without replacement.
         order = np.argsort(-(scores + rng.gumbel(size=len(scores))), kind="stable")
         return [candidates[k] for k in order[:count]]

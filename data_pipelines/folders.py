@@ -1,0 +1,86 @@
+"""Folders of data sets when a source is opened: index files that are read once, and which images are there."""
+
+import json
+import os
+from pathlib import Path
+
+from plum_jax.errors import UserError
+
+
+def read_json(path, advice):
+    """The content of a JSON file; UserError where it is missing, with `advice` on where it comes from, or not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; {advice}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply; download it again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); download it again") from error
+
+
+def read_coco(path, advice):
+    """A COCO file: a dictionary whose "images", "annotations" and "categories" are lists of dictionaries; else UserError."""
+    content = read_json(path, advice)
+    for name in ("images", "annotations", "categories"):
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f"{path}: has no list {name!r} of objects as COCO files do; {advice}")
+    return content
+
+
+def identity(entry, field):
+    """The number or word that identifies something in a COCO file, None where it is neither."""
+    value = entry.get(field)
+    return value if isinstance(value, int | str) else None
+
+
+def image_size(entry):
+    """(height, width) of an entry of "images", None where they are not two positive whole numbers."""
+    hw = entry.get("height"), entry.get("width")
+    return hw if all(type(side) is int and side > 0 for side in hw) else None
+
+
+def inside(name):
+    """Whether a file name of an index stays inside the folder that it is relative to."""
+    if not isinstance(name, str) or not name.strip():
+        return False
+    steps = name.replace("\\", "/").split("/")
+    return steps[0] != "" and ":" not in steps[0] and ".." not in steps and "\0" not in name
+
+
+def stems(folder, suffixes, advice):
+    """{stem: file name} of the files in a folder with one of these endings (lower case); UserError without the folder."""
+    found = {}
+    for name in sorted(_names(folder, advice)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in suffixes:
+            found.setdefault(stem, name)
+    return found
+
+
+def present(folder, names, advice):
+    """The set of those relative file names that exist in `folder`; every folder among them is listed once.
+
+    A listing is far cheaper than as many questions, above all on network storage. UserError when `folder` is missing.
+    """
+    _names(folder, advice)
+    wanted = {}
+    for name in names:
+        parent, _, last = name.rpartition("/")
+        wanted.setdefault(parent, []).append((last, name))
+    found = set()
+    for parent, entries in wanted.items():
+        path = Path(folder) / parent
+        listed = _names(path, advice) if path.is_dir() else frozenset()
+        found.update(name for last, name in entries if last in listed)
+    return found
+
+
+def _names(folder, advice):
+    try:
+        return frozenset(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder}: no such folder; {advice}") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); change its permissions") from error

@@ -1,0 +1,226 @@
+"""Objects and their parts in COCO files: PACO-LVIS, PASCAL-Part and PartImageNet (D 2, D 4.2)."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.coco_segmentation import Segmentations
+from data_pipelines.folders import identity, image_size, inside, present, read_coco
+from data_pipelines.masks import decode_rle, encode_rle
+from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
+from data_pipelines.record import Sample
+from data_pipelines.templates.semantic import ANSWERS, QUESTIONS
+from plum_jax.errors import UserError
+
+
+def paco_label(category):
+    """`trash_can:lid` -> ("trash can", "lid"), `bow_(weapon):string` -> ("bow", "string"), `dog_(animal)` -> ("dog", None)."""
+    pieces = [normalise(piece.split("_(")[0].replace("_", " ")) for piece in category["name"].split(":")]
+    return _label(*pieces) if len(pieces) < 3 else None
+
+
+def pascal_label(category):
+    """`aeroplane:wing` -> ("aeroplane", "wing"); there are no whole objects."""
+    pieces = [normalise(piece.replace("_", " ")) for piece in category["name"].split(":")]
+    return _label(*pieces) if len(pieces) == 2 else None
+
+
+def partimagenet_label(category):
+    """Supercategory `Car`, name `Car Tier` -> ("car", "tire"), as the release misspells it; `Car` alone -> ("car", None)."""
+    whole, name = normalise(category["supercategory"]), normalise(category["name"])
+    part = name.removeprefix(whole + " ")
+    return _label(whole) if name == whole else _label(whole, "tire" if part == "tier" else part)
+
+
+def _label(whole, part=None):
+    """(object, part or None), or None where a name is missing or reserved."""
+    names = (whole,) if part is None else (whole, part)
+    return (whole, part) if all(name and not is_reserved(name) for name in names) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a data set keeps its files, and what its categories mean."""
+
+    annotations: str  # with {split}
+    images: str  # with {split}; where that is missing, that of the split without `_whole`
+    splits: tuple[str, ...]
+    label: Callable  # entry of "categories" -> (object, part or None), or None
+    page: str  # of docs/data
+
+
+LAYOUTS = {
+    "paco_lvis": Layout(
+        "vlpart/paco/annotations/paco_lvis_v1_{split}.json", "coco", ("train", "val", "test"), paco_label, "paco_lvis.md"
+    ),
+    "pascal_part": Layout(
+        "vlpart/pascal_part/{split}.json",
+        "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages",
+        ("train", "val"),
+        pascal_label,
+        "pascal_part.md",
+    ),
+    "partimagenet": Layout(
+        "partimagenet/PartImageNet/annotations/{split}/{split}.json",
+        "partimagenet/PartImageNet/images/{split}",
+        ("train", "train_whole", "val", "val_whole", "test", "test_whole"),
+        partimagenet_label,
+        "partimagenet.md",
+    ),
+}
+
+
+class PartAnnotationSource:
+    """One sample per image: up to `per_image` of its labels, one conversation for each, whose mask is the union of all
+    annotations of that label in the image (D22). A part is called "cat eye" or "eye of the cat".
+
+    Args:
+      root: folder of all data sets, as in docs/data.
+      dataset: of `LAYOUTS`, which also lists the splits.
+      per_image: most labels of one sample.
+      images: folder of the images where it is not that of the layout.
+
+    `listed` is the number of images in the annotation file; `skipped` says what was left out: annotations by reason, and images
+    that are missing or have no annotation left. Raises UserError for a missing or malformed file.
+    """
+
+    family, grounded = "semantic", True
+
+    def __init__(self, root, *, dataset, split="train", per_image=3, images=None):
+        if dataset not in LAYOUTS:
+            raise UserError(f"data set {dataset!r} has no part annotations that are known; use {', '.join(LAYOUTS)}")
+        layout = LAYOUTS[dataset]
+        if split not in layout.splits:
+            raise UserError(f"{dataset} has no split {split!r}; use {', '.join(layout.splits)}")
+        advice = f"{dataset} is laid out as in docs/data/{layout.page}"
+        self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
+        self.path = Path(root) / layout.annotations.format(split=split)
+        folders = [Path(root) / layout.images.format(split=name) for name in (split, split.removesuffix("_whole"))]
+        self._images = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
+        self.index_files = (self.path,)
+        content = read_coco(self.path, advice)
+        self.listed = len(content["images"])
+        labels = _read_labels(content, layout.label)
+        self.labels = sorted(set(labels.values()), key=lambda label: (label[0], label[1] or ""))
+        self._segmentations = Segmentations()
+        self._records = self._read(content, labels, advice)
+        if not self._records:
+            why = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items()) or "it is empty"
+            raise UserError(f"{self.path}: has no image in {self._images} with an annotation ({why}); {advice}")
+
+    def _read(self, content, labels, advice):
+        """-> [(file name, (H, W), {label number: [segmentation numbers]})] by file name."""
+        names = [entry["file_name"] for entry in content["images"] if inside(entry.get("file_name"))]
+        found = present(self._images, names, advice)
+        images = {}
+        for entry in content["images"]:
+            name, hw, number = entry.get("file_name"), image_size(entry), identity(entry, "id")
+            if not inside(name) or hw is None or number is None:
+                self.skipped["image entry without an id, a file name or a size"] += 1
+            elif name not in found:
+                self.skipped["image file missing"] += 1
+            else:
+                images[number] = (name, hw, collections.defaultdict(list))
+        place = {label: i for i, label in enumerate(self.labels)}
+        for annotation in content["annotations"]:
+            image = images.get(identity(annotation, "image_id"))
+            if image is not None:  # the others belong to images that are counted
+                self._add(annotation, *image[1:], place.get(labels.get(identity(annotation, "category_id"))))
+        self.skipped.update({"image without an annotation": sum(not numbers for _, _, numbers in images.values())})
+        self.skipped = +self.skipped
+        kept = [(name, hw, dict(numbers)) for name, hw, numbers in images.values() if numbers]
+        return sorted(kept, key=lambda record: record[0])
+
+    def _add(self, annotation, hw, numbers, label):
+        if annotation.get("iscrowd"):
+            self.skipped["crowd annotation"] += 1
+        elif label is None:
+            self.skipped["annotation without a known label"] += 1
+        else:
+            try:
+                segmentation = self._segmentations.add(annotation.get("segmentation"), hw)
+            except ValueError:
+                self.skipped["annotation without a usable mask"] += 1
+            else:
+                numbers[label].append(segmentation)
+
+    def __len__(self):
+        return len(self._records)
+
+    def _about(self, name, file):
+        return {"key": name, "image": str(self._images / name), "dataset": self.dataset, "file": str(file)}
+
+    def record(self, index):
+        """-> {"key", "image", "dataset", "file", "labels": [[object, part or None, run lengths], ...]}."""
+        name, hw, annotations = self._records[index]
+        labels = [[*self.labels[k], encode_rle(self._mask(annotations[k], hw, name))] for k in sorted(annotations)]
+        return {**self._about(name, self.path.name), "labels": labels}
+
+    def sample(self, index, rng):
+        """The same as `drawing` gives for the record; only the masks that were drawn are made.
+
+        Raises UserError where no mask of the image can be read or has a pixel.
+        """
+        name, hw, annotations = self._records[index]
+        numbers = sorted(annotations)
+        labels, mask_of = [self.labels[k] for k in numbers], lambda i: self._mask(annotations[numbers[i]], hw, name)
+        return _sample(self._about(name, self.path), labels, mask_of, self.per_image, rng)
+
+    @classmethod
+    def drawing(cls, *, per_image=3):
+        """What makes a Sample from a record: (record, rng) -> up to `per_image` of its labels."""
+        return functools.partial(_draw, per_image=check_per_image(per_image))
+
+    def _mask(self, numbers, hw, name):
+        try:
+            return self._segmentations.mask(numbers, hw)
+        except ValueError as error:
+            raise UserError(f"{self.path}: an annotation of {name}: {error}; download the file again") from error
+
+
+def _draw(record, rng, *, per_image):
+    masks = [mask for _, _, mask in record["labels"]]
+    labels = [(whole, part) for whole, part, _ in record["labels"]]
+    return _sample(record, labels, lambda i: decode_rle(masks[i]["counts"], masks[i]["size"]), per_image, rng)
+
+
+def _sample(about, labels, mask_of, per_image, rng):
+    """`labels` [(object, part or None)], sorted; mask_of(number among them) -> uint8[H, W]."""
+    dialogues, masks, asked = [], [], set()
+    for i in rng.permutation(len(labels)).tolist():
+        mask = mask_of(i)
+        said = call(labels[i], rng)
+        if mask.any() and said not in asked:  # a ring may be too thin for a pixel
+            asked.add(said)
+            dialogues.append(ask_for(said, len(masks), QUESTIONS, ANSWERS, rng))
+            masks.append(mask)
+        if len(masks) == per_image:
+            break
+    if not masks:
+        raise UserError(f"{about['file']}: no annotation of {about['key']} covers a pixel; remove them")
+    family = PartAnnotationSource.family
+    return Sample(family, about["dataset"], about["key"], about["image"], tuple(dialogues), tuple(masks))
+
+
+def _read_labels(content, rule):
+    """{category id: (object, part or None)} of the categories that the rule of the data set understands."""
+    labels = {}
+    for category in content["categories"]:
+        if all(isinstance(category.get(field, ""), str) for field in ("name", "supercategory")) and "name" in category:
+            number, label = identity(category, "id"), rule({"supercategory": "", **category})
+            if number is not None and label is not None:
+                labels[number] = label
+    return labels
+
+
+def call(label, rng):
+    """A name for (object, part or None): "cat", and for parts "cat eye" or "eye of the cat" with equal chance."""
+    whole, part = label
+    if part is None:
+        return whole
+    return f"{whole} {part}" if rng.random() < 0.5 else f"{part} of the {whole}"
+
+
+SOURCES = {name: functools.partial(PartAnnotationSource, dataset=name) for name in LAYOUTS}
