@@ -3,16 +3,14 @@
 import argparse
 import collections
 import json
-import re
 from pathlib import Path
 
 from data_pipelines.conversation import answer_spans
 from data_pipelines.images import load_image
 from data_pipelines.masks import decode_segmentation
 from data_pipelines.partonomy.records import load_entries, parse_question
+from data_pipelines.question_files import question_files
 from plum_jax.errors import UserError
-
-PATTERN = re.compile(r"^(?P<name>.+_qa_pairs(_(?P<split>[^_]+))?)\.json$")
 
 
 def main(argv=None):
@@ -31,14 +29,7 @@ def main(argv=None):
 
 def check_folder(folder):
     """-> {"folder", "files": {name: counts}, "problems": [{"file", "entry", "problem"}]}. UserError without question files."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give the folder that holds the question files")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that holds the question files")
-    paths = sorted(path for path in folder.iterdir() if PATTERN.match(path.name))
-    if not paths:
-        raise UserError(f"{folder}: no *_qa_pairs_*.json there; give a dataset folder, or make one with plum data make")
+    folder, paths = Path(folder), question_files(folder)
     problems, files, images, owners = [], {}, {}, {}
 
     def note(file, entry, problem):
