@@ -25,7 +25,7 @@ def question_files(folder):
 
 def split_of(path):
     """partonomy_qa_pairs_val.json -> "val"."""
-    return PATTERN.match(path.name)["split"] or WHOLE
+    return PATTERN.match(Path(path).name)["split"] or WHOLE
 
 
 def readable_questions(path):
