@@ -21,6 +21,8 @@ COMMANDS = {
         "build": ("data_pipelines.build", "store data sets as checksummed ArrayRecord shards"),
         "verify": ("data_pipelines.arrayrecord", "compare the shards of a build with their checksums"),
         "check": ("data_pipelines.check", "read a dataset folder and report every fault"),
+        "stats": ("data_pipelines.stats", "count what a dataset folder asks and shows"),
+        "show": ("data_pipelines.show", "one HTML page of questions with images, masks and answers"),
     },
     "report": ("plum_jax.report", "one HTML file about a run"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
