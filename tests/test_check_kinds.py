@@ -9,6 +9,7 @@ from fixtures_folders import HW, box, coco, write_image, write_json
 from test_refer import folder, ref
 
 from data_pipelines.check import main
+from plum_jax.errors import UserError
 
 
 def _coco(root, segmentation=None, names=("a.png",)):
@@ -107,3 +108,44 @@ def test_a_pickle_with_code_runs_nothing(tmp_path, capsys):
     assert main([str(tmp_path), "--dataset", "refcoco"]) == 1
     assert "nothing was run" in capsys.readouterr().out
     assert not (tmp_path / "ran").exists()
+
+
+def test_wrong_entries_and_copies(tmp_path, capsys):
+    content = _coco(tmp_path, names=("a.png", "copy.png", "loop.png"))
+    (tmp_path / "images/copy.png").write_bytes((tmp_path / "images/a.png").read_bytes())
+    (tmp_path / "images/loop.png").symlink_to("loop.png")
+    first = content["annotations"][0]
+    content["annotations"] += [first, {**first, "id": 2, "image_id": 9}, {**first, "id": 3, "category_id": [1]}]
+    content["annotations"].append({**first, "id": 4, "iscrowd": 1})
+    content["images"].append({"id": 7, "height": 4, "width": 4})
+    content["categories"] += [{"id": 2, "name": "MUG:handle "}, {"id": 3, "name": "wheel"}, {"id": 4, "name": ["x"]}]
+    write_json(tmp_path / "parts.json", content)
+    write_json(tmp_path / "parts.yaml", {"mug": ["mug:handle"]})
+    status, errors, warnings = _check(tmp_path, capsys)
+    assert status == 1
+    for said in ("id occurs more than once", "unknown image 9", "unknown category [1]", "no file_name", "loop.png",
+                 "same normalised name", "'wheel' has no parent object", "category has no name"):  # fmt: skip
+        assert said in errors
+    for said in ("crowd", "copy.png is the same file as a.png", "image has no annotation"):
+        assert said in warnings
+    command = [str(tmp_path / "parts.json"), "--images", str(tmp_path / "images"), "--hierarchy", str(tmp_path / "parts.yaml")]
+    assert main(command) == 1
+    assert "1. " in capsys.readouterr().out
+
+
+def test_a_record_that_does_not_fit_its_image(tmp_path, capsys):
+    folder(tmp_path, [ref(1, 1, "dog")], [(1, [box(0, 0, 20, 30)])])
+    (image,) = tmp_path.rglob("*.jpg")
+    write_image(image, hw=(30, 30))
+    assert main([str(tmp_path), "--dataset", "refcoco"]) == 1
+    assert f"a mask is {HW[0]} x {HW[1]}, the image 30 x 30" in capsys.readouterr().out
+    image.write_bytes(b"no")
+    assert main([str(tmp_path), "--dataset", "refcoco"]) == 1
+    assert "not a readable image" in capsys.readouterr().out
+
+
+def test_nothing_to_check(tmp_path):
+    write_json(tmp_path / "parts.json", coco((), ()))
+    for command in (["none.json", "--images", "."], ["parts.json", "--images", "."], ["none", "--dataset", "refcoco"]):
+        with pytest.raises(UserError):
+            main([str(tmp_path / command[0]), command[1], command[2].replace(".", str(tmp_path))])

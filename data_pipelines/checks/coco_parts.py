@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -128,9 +129,11 @@ def _check_images(path, folder, content, found):
         if entry["id"] not in owned:
             found.warn(path, entry["id"], "image has no annotation")
         name = entry.get("file_name")
-        if not inside(name):
+        if not isinstance(name, str) or not name.strip():
+            found.error(path, entry["id"], "image has no file_name; give it one")
+        elif not inside(name):
             found.error(path, entry["id"], f"file_name {str(name)[:100]!r} leaves the folder of images; it was not opened")
-        elif not (folder / name).resolve().is_relative_to(root):
+        elif not Path(os.path.realpath(folder / name)).is_relative_to(root):  # resolve() raises on a link to itself
             found.error(path, entry["id"], f"{name}: is a symbolic link that leaves the folder of images; it was not opened")
         else:
             images.append(entry)
@@ -198,7 +201,7 @@ def _polygon_fault(rings, hw):
 def _numbers(path, content, hierarchy, areas):
     try:
         found = meanings.coco(path, content, hierarchy).values()
-    except (UserError, KeyError, AttributeError):
+    except (UserError, KeyError, AttributeError, TypeError):
         found = ()  # said already
     parts = collections.Counter(thing for category in found if category.part for thing in category.objects)
     counts = np.histogram(areas, EDGES)[0].tolist()

@@ -49,7 +49,7 @@ def _special(root):
     for folder, _, files in os.walk(root):
         for name in files:
             path = Path(folder, name)
-            if path.exists() and not path.is_file():
+            if os.path.exists(path) and not os.path.isfile(path):
                 yield path
 
 
