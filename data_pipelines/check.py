@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import hashlib
+import importlib
 import json
+import sys
 from pathlib import Path
 
 from data_pipelines.conversation import answer_spans
@@ -19,6 +21,10 @@ SAMPLES, FAULTY = 20, 10  # questions on the page of --html, and how many of the
 
 def main(argv=None):
     """Exit status 0: no problem (there may be warnings), 1: problems, 2 (UserError): nothing to check."""
+    argv = sys.argv[1:] if argv is None else argv
+    for option, kind in (("--images", "coco_parts"), ("--dataset", "roots")):
+        if any(word.partition("=")[0] == option for word in argv):
+            return importlib.import_module(f"data_pipelines.checks.{kind}").main(argv)
     parser = cli.Parser(
         prog="plum data check",
         description="Read every question file and image of a folder with the readers of the training run.",
