@@ -104,7 +104,7 @@ def _open_run(path, base):
     try:
         config = config_from_json(ocp.load_checkpointables(folder, dict(config=None))["config"])
         written = flatten_dict(ocp.checkpointables_metadata(folder).metadata["state"]["params"], sep="/")
-    except Exception as error:
+    except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files; --debug shows it
         raise _damaged(folder) from error
     if base is not None:
         config.base = str(base)
@@ -147,7 +147,7 @@ def _load_trained(folder, config, written):
     try:
         with context:
             params = ocp.load_checkpointables(folder, dict(state=dict(params=target)))["state"]["params"]
-    except Exception as error:
+    except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files; --debug shows it
         raise _damaged(folder) from error
     # Orbax keeps checksums of its index, not of the arrays: damage there that leaves finite numbers is not found.
     if not all(jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params))):
