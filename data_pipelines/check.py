@@ -1,158 +1,89 @@
-"""`plum data check DIR`: reads every question and image of a PARTONOMY folder and reports every fault."""
+"""`plum data check`: reads every record, mask and image of a data set and reports every fault."""
 
-import argparse
-import collections
 import json
-import re
+import time
 from pathlib import Path
 
-from data_pipelines.conversation import answer_spans
-from data_pipelines.images import load_image
-from data_pipelines.masks import decode_segmentation
-from data_pipelines.partonomy.records import load_entries, parse_question
+from data_pipelines.checks.coco import check_coco
+from data_pipelines.checks.families import check_families
+from data_pipelines.checks.findings import Findings
+from data_pipelines.checks.options import Options, add_flags, check_flags
+from data_pipelines.checks.partonomy import check_partonomy
+from data_pipelines.checks.targets import find_target
+from data_pipelines.checks.text import as_text
+from plum_jax import cli
 from plum_jax.errors import UserError
 
-PATTERN = re.compile(r"^(?P<name>.+_qa_pairs(_(?P<split>[^_]+))?)\.json$")
+SAMPLES = 20  # on the page
 
 
 def main(argv=None):
-    """Exit status 0: no problem, 1: problems, 2 (UserError): nothing to check."""
-    parser = argparse.ArgumentParser(
-        prog="plum data check",
-        description="Read every question file and image of a folder with the readers of the training run.",
+    """Exit status 0: no error, though perhaps warnings; 1: errors; 2 (UserError): nothing to check."""
+    parser = cli.Parser(prog="plum data check", description=f"{__doc__} Errors end with exit status 1, warnings with 0.")
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a folder of questions, a root of training data sets (docs/data), or COCO files",
     )
-    parser.add_argument("folder", help="dataset folder: *_qa_pairs_{train,val,test}.json and images/")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add("--images", type=Path, metavar="DIR", help="for COCO files: folder of their images")
+    add("--hierarchy", type=Path, metavar="FILE", help="for COCO files: YAML {object: [part categories]}")
+    add("--expect", choices=["partonomy-core"], help="what differs from this release is an error")
+    add("--max-images", type=int, metavar="N", help="read at most N images of each data set, evenly spaced (default: all)")
+    add("--html", type=Path, metavar="FILE", help=f"write a page with the faults and {SAMPLES} samples, masks drawn in")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add_flags(parser)
     arguments = parser.parse_args(argv)
-    report = check_folder(arguments.folder)
-    print(json.dumps(report, indent=2, ensure_ascii=False) if arguments.json else _text(report))
+    check_flags(arguments)
+    if arguments.html is not None and (arguments.html.is_dir() or not arguments.html.absolute().parent.is_dir()):
+        raise UserError(f"{arguments.html}: cannot be written; give --html a file in a folder that exists")
+    target = find_target(arguments.paths)
+    began = time.monotonic()
+    options = Options(arguments.workers, arguments.max_images, arguments.follow_links, arguments.expect)
+    report = check_target(target, options, images=arguments.images, hierarchy=arguments.hierarchy)
+    report["seconds"] = round(time.monotonic() - began, 2)
+    if arguments.html is not None:
+        from data_pipelines.show import write_gallery
+
+        write_gallery(
+            target, arguments.html, most=SAMPLES, images=arguments.images, follow_links=arguments.follow_links, report=report,
+        )  # fmt: skip
+        report["html"] = str(arguments.html)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print(as_text(report))
     return 1 if report["problems"] else 0
 
 
-def check_folder(folder):
-    """-> {"folder", "files": {name: counts}, "problems": [{"file", "entry", "problem"}]}. UserError without question files."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give the folder that holds the question files")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that holds the question files")
-    paths = sorted(path for path in folder.iterdir() if PATTERN.match(path.name))
-    if not paths:
-        raise UserError(f"{folder}: no *_qa_pairs_*.json there; give a dataset folder, or make one with plum data make")
-    problems, files, images, owners = [], {}, {}, {}
-
-    def note(file, entry, problem):
-        problems.append({"file": file, "entry": entry, "problem": problem})
-
-    for path in paths:
-        files[path.name] = _check_file(path, folder, images, owners, note)
-    _check_parts(folder, files, note)
-    for counts in files.values():
-        del counts["part_names"]
-    return {"folder": str(folder), "files": files, "problems": problems}
+def check_folder(folder, options=None):
+    """A folder -> the report of `check_target`. UserError where there is nothing to check."""
+    return check_target(find_target([folder]), options or Options())
 
 
-def _check_file(path, folder, images, owners, note):
-    """Notes the faults of one question file and returns its counts. `images`: {path: size or None}, read once each."""
-    counts = {"questions": 0, "images": 0, "objects": 0, "parts": 0, "masks": 0, "empty_masks": 0}
-    types, seen, objects, parts, checked = collections.Counter(), set(), set(), set(), {}
-    try:
-        entries = load_entries(path)
-        if not entries:
-            note(path.name, None, "holds no question")
-    except UserError as error:
-        note(path.name, None, _shorten(error, path))
-        entries = []
-    for index, entry in enumerate(entries):
-        try:
-            question = parse_question(entry, path, index)
-        except UserError as error:
-            note(path.name, index, _shorten(error, path).removeprefix(f"entry {index}: "))
-            continue
-        counts["questions"] += 1
-        types[question.question_type] += 1
-        seen.add(question.image_path)
-        objects.add(question.image_label)
-        parts |= question.segmentations.keys()
-        for choice, names in zip(question.answer_choices, question.answer_parts, strict=True):
-            try:
-                answer_spans(choice, names)
-            except ValueError as error:
-                note(path.name, index, str(error))
-        if question.image_path not in images:
-            images[question.image_path] = _image_size(folder, question.image_path, path.name, index, note)
-        other = owners.setdefault(question.image_path, path.name)
-        if other != path.name:
-            note(path.name, index, f"image {question.image_path} is also in {other}; splits must not share images")
-            owners[question.image_path] = path.name
-        known = checked.setdefault(question.image_path, [])
-        if question.segmentations not in known:
-            known.append(question.segmentations)
-            _check_masks(question, images[question.image_path], counts, lambda text, index=index: note(path.name, index, text))
-    counts.update(images=len(seen), objects=len(objects), parts=len(parts), part_names=parts, types=dict(sorted(types.items())))
-    return counts
+def check_target(target, options, *, images=None, hierarchy=None):
+    """-> {"kind", "folder", "files" or "datasets", "images", "problems", "warnings", "counts"}.
 
+    "problems" (the errors) and "warnings" are lists of {"file", "entry", "problem"}; "counts" {level: {kind: number}} counts
+    those too that the lists leave out.
+    """
+    findings = Findings()
+    report = {"kind": target.kind, "folder": str(target.folder)}
+    if target.kind == "questions":
+        report.update(check_partonomy(target.folder, target.files, findings, options))
+    elif target.kind == "coco":
+        if hierarchy is not None:
+            from data_pipelines.partonomy.categories import read_hierarchy
 
-def _image_size(folder, image_path, file, index, note):
-    try:
-        return load_image(folder / image_path).shape[:2]
-    except UserError as error:
-        note(file, index, str(error))
-        return None
-
-
-def _check_masks(question, size, counts, note):
-    """Every mask must decode, be as large as the image and hold a pixel."""
-    for part, entries in question.segmentations.items():
-        for entry in entries:
-            counts["masks"] += 1
-            try:
-                mask = decode_segmentation(entry)
-            except ValueError as error:
-                note(f"mask of {part!r}: {error}")
-                continue
-            if size is not None and mask.shape != size:
-                note(f"mask of {part!r} is {mask.shape[0]} x {mask.shape[1]}, the upright image {size[0]} x {size[1]}")
-            if not mask.any():
-                counts["empty_masks"] += 1
-                note(f"mask of {part!r} is empty")
-
-
-def _check_parts(folder, files, note):
-    """The part vocabulary of dataset.json must hold every part of the question files."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        return
-    try:
-        vocabulary = set(json.loads(path.read_text(encoding="utf-8"))["parts"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        note(path.name, None, f"has no readable list of parts ({error!r})")
-        return
-    for name, counts in files.items():
-        for part in sorted(counts["part_names"] - vocabulary):
-            note(name, None, f"part {part!r} is not among the parts of dataset.json")
-
-
-def _shorten(error, path):
-    return str(error).removeprefix(f"{path}: ")
-
-
-def _text(report):
-    lines = [f"{report['folder']}"]
-    for name, counts in report["files"].items():
-        numbers = ", ".join(
-            f"{counts[key]} {key.replace('_', ' ')}" for key in ("questions", "images", "objects", "parts", "masks")
-        )
-        lines.append(f"  {name}: {numbers}")
-        lines += [f"    {count:>7} {kind}" for kind, count in counts["types"].items()]
-    for number, problem in enumerate(report["problems"], 1):
-        entry = "" if problem["entry"] is None else f" entry {problem['entry']}"
-        lines.append(f"{number}. {problem['file']}{entry}: {problem['problem']}")
-    lines.append(f"{len(report['problems'])} problems" if report["problems"] else "no problems")
-    return "\n".join(lines)
+            hierarchy = read_hierarchy(hierarchy)
+        report.update(check_coco(target.files, images, findings, options, hierarchy=hierarchy))
+    else:
+        report["datasets"] = check_families(target.folder, target.datasets, findings, options)
+    report["problems"], report["warnings"] = findings.sorted("error"), findings.sorted("warning")
+    report["counts"] = {level: dict(counts) for level, counts in findings.counts.items()}
+    return report
 
 
 if __name__ == "__main__":
-    from plum_jax import cli
-
     raise SystemExit(cli.run(main))

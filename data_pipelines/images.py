@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_pipelines.folders import check_regular
 from plum_jax.errors import UserError
 
 # A broken EXIF block costs only the orientation. A filter for the process, as images are read in several threads.
@@ -35,6 +36,8 @@ def load_image(path):
     Raises UserError when missing, unreadable, absurdly large, or with pixel values whose scale nobody can know.
     """
     try:
+        if not isinstance(path, StoredImage):
+            check_regular(path)  # a pipe would wait for ever
         with Image.open(io.BytesIO(path.data) if isinstance(path, StoredImage) else path) as image:
             return np.asarray(_eight_bits(ImageOps.exif_transpose(image), path).convert("RGB"))
     except FileNotFoundError as error:

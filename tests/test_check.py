@@ -16,7 +16,15 @@ def folder(tmp_path):
 
 
 def problems(folder):
-    return [f"{p['file']} {p['entry']} {p['problem']}" for p in check_folder(folder)["problems"]]
+    return texts(check_folder(folder)["problems"])
+
+
+def warnings(folder):
+    return texts(check_folder(folder)["warnings"])
+
+
+def texts(found):
+    return [f"{p['file']} {p['entry']} {p['problem']}" for p in found]
 
 
 def test_a_good_folder(folder, capsys):
@@ -57,7 +65,7 @@ def test_every_fault_is_listed(folder, capsys):
         "none.png: no such image",
         "broken.png: not a readable image",
         f"{name} entry 1: image images/train_1.png is also in partonomy_qa_pairs_test.json",
-        "partonomy_qa_pairs_val.json: not readable as JSON",
+        "partonomy_qa_pairs_val.json: byte 0: does not start with [",
         f"{name}: part 'wheel' is not among the parts of dataset.json",
     ):
         assert expected in text
@@ -91,7 +99,7 @@ def test_wrong_mask_values_name_the_entry(folder):
 
 def test_wrong_use(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: is a file"):
+    with pytest.raises(UserError, match="file: is neither a COCO file nor a file of questions"):
         main([str(tmp_path / "file")])
     with pytest.raises(UserError, match="no such folder"):
         main([str(tmp_path / "none")])
