@@ -6,7 +6,7 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipelines.folders import check_regular
 from plum_jax.errors import UserError
@@ -42,6 +42,8 @@ def load_image(path):
             return np.asarray(_eight_bits(ImageOps.exif_transpose(image), path).convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image; check the path") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a readable image (of no format that is known); replace or remove it") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; shrink the image") from error
     except BROKEN as error:

@@ -72,7 +72,7 @@ def coco_items(files, images, most, *, follow_links=False):
     """COCO files -> at most `most` Items, one for an image with all its annotations."""
     items = []
     for path in files:
-        file, kept = CocoFile(path), {}
+        file, kept = CocoFile(path, path.name), {}
         for field, value in scan_object(path, COCO_LAYOUT):
             number = identity(value, "id") if isinstance(value, dict) else None
             if field == "images" and number is not None and inside(value.get("file_name")) and image_size(value):

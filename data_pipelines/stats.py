@@ -102,7 +102,7 @@ def _coco(path, hierarchy):
     """Annotations of parts; the parts of an object of one name in an image count as one object."""
     from pycocotools import mask as coco_mask
 
-    statistics, file = Statistics(), CocoFile(path)
+    statistics, file = Statistics(), CocoFile(path, path.name)
     for field, value in scan_object(path, COCO_LAYOUT):
         number = identity(value, "id") if isinstance(value, dict) else None
         if number is not None and field == "images" and image_size(value):

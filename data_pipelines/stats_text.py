@@ -1,5 +1,7 @@
 """The numbers of `plum data stats` as tables for people."""
 
+from data_pipelines.checks.findings import printable
+
 MOST_ROWS = 12  # of a table; --json has all
 BAR = 32  # characters
 
@@ -11,7 +13,7 @@ def as_text(report):
     for name, splits in report.get("datasets", {}).items():
         for split, found in splits.items():
             lines += ["", f"{name} {split}", *_family(found)]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _file(s):

@@ -44,7 +44,8 @@ def root(tmp_path):
         write_image(tmp_path / f"reason_seg/ReasonSeg/train/r{number}.jpg", seed=70 + number)
         shape = {"label": "target", "points": [[5, 5], [30, 5], [30, 30]]}
         write_json(
-            tmp_path / f"reason_seg/ReasonSeg/train/r{number}.json", {"text": ["the cat"], "is_sentence": False, "shapes": [shape]}
+            tmp_path / f"reason_seg/ReasonSeg/train/r{number}.json",
+            {"text": ["the cat"], "is_sentence": False, "shapes": [shape]},
         )
     labels = [{"readable": "Car"}, {"readable": "Road"}]
     write_json(tmp_path / "mapillary/config_v2.0.json", {"labels": labels})
@@ -58,14 +59,22 @@ def root(tmp_path):
     categories = [{"name": "Car Tier", "supercategory": "Car"}]
     place = "partimagenet/PartImageNet/annotations/train/train.json"
     write_json(tmp_path / place, coco(names, [(1, 1, ring), (2, 1, ring)], categories))
-    for name, file in (("refclef", "refs(unc)"), ("refcoco", "refs(unc)"), ("refcoco+", "refs(unc)"), ("refcocog", "refs(umd)")):
-        write_json(tmp_path / "refer_seg" / name / "instances.json", coco(names, [(1, 1, ring), (2, 1, ring)], [{"name": "car"}]))
+    for name, file in (
+        ("refclef", "refs(unc)"),
+        ("refcoco", "refs(unc)"),
+        ("refcoco+", "refs(unc)"),
+        ("refcocog", "refs(umd)"),
+    ):
+        write_json(
+            tmp_path / "refer_seg" / name / "instances.json", coco(names, [(1, 1, ring), (2, 1, ring)], [{"name": "car"}])
+        )
         write_pickle(tmp_path / "refer_seg" / name / f"{file}.p", [refs(), refs(2, 2)])
     write_json(tmp_path / "refer_seg/grefcoco/instances.json", coco(names, [(1, 1, ring), (2, 1, ring)], [{"name": "car"}]))
     write_json(tmp_path / "refer_seg/grefcoco/grefs(unc).json", [refs(annotation=[1]), refs(2, [-1], "a dog")])
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A car."}]
     write_json(
-        tmp_path / "llava_dataset/llava_instruct_150k.json", [{"id": name, "image": name, "conversations": turns} for name in names]
+        tmp_path / "llava_dataset/llava_instruct_150k.json",
+        [{"id": name, "image": name, "conversations": turns} for name in names],
     )
     return tmp_path
 
@@ -107,9 +116,9 @@ def test_faults_of_files_are_named_and_end_nothing(root):
         "ADE_1.png: pixel value 200 has no class, the last one is 150",
         "cocostuff train: 1 x image file missing",
         "mapillary train: ",
-        "paco_lvis_v1_train.json: 1 images not found in",
+        "paco_lvis_v1_train.json: 1 image not found in",
         "pascal_part train: ",
-        "its pickle calls builtins.exec",
+        "its pickle calls __builtin__.exec",
         "vqa train: " + str(root / "llava_dataset/llava_instruct_150k.json") + ": is not UTF-8",
     ):
         assert expected in text

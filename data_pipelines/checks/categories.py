@@ -15,7 +15,7 @@ def meanings(file, hierarchy, rule, findings):
     try:
         found = coco(file.path, {"categories": list(file.categories.values())}, hierarchy)
     except UserError as error:
-        findings.error("hierarchy", file.path.name, None, str(error).removeprefix(f"{file.path}: "))
+        findings.error("hierarchy", file.name, None, str(error).removeprefix(f"{file.path}: "))
         return {}
     return {number: (" or ".join(meaning.objects), meaning.part) for number, meaning in found.items()}
 

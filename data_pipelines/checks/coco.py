@@ -24,6 +24,7 @@ class CocoFile:
     """What a file says. `images` {id: (file name, (H, W))}, `categories` {id: entry}, `labels` {id: (object, part or None)}."""
 
     path: object
+    name: str  # in messages
     images: dict = dataclasses.field(default_factory=dict)
     categories: dict = dataclasses.field(default_factory=dict)
     labels: dict = dataclasses.field(default_factory=dict)
@@ -32,13 +33,16 @@ class CocoFile:
     several: dict = dataclasses.field(default_factory=dict)  # {(image id, object): whole objects}
 
 
-def check_coco(paths, images, findings, options, *, hierarchy=None, rule=None):
+def check_coco(paths, images, findings, options, *, hierarchy=None, rule=None, dataset=""):
     """COCO files, the splits of one data set, with their images in a folder -> {"files": {name: counts}, "images": counts}.
 
     hierarchy: of --hierarchy. rule: entry of "categories" -> (object, part or None) or None, for data sets that have one.
+    dataset: what stands before file names in messages.
     """
-    files = [_read(path, findings, hierarchy, rule) for path in paths]
-    summary = {"files": {file.path.name: _summary(file) for file in files}, "images": {}}
+    alone = len({path.name for path in paths}) == len(paths)
+    names = [f"{dataset} {path.name if alone else path}".strip() for path in paths]
+    files = [_read(path, name, findings, hierarchy, rule) for path, name in zip(paths, names, strict=True)]
+    summary = {"files": {file.name: _summary(file) for file in files}, "images": {}}
     if images is None:
         findings.warning("images", str(paths[0].parent), None, "images were not read; give their folder with --images")
         return summary
@@ -46,27 +50,27 @@ def check_coco(paths, images, findings, options, *, hierarchy=None, rule=None):
     return summary
 
 
-def _read(path, findings, hierarchy, rule):
-    file = CocoFile(path)
+def _read(path, name, findings, hierarchy, rule):
+    file = CocoFile(path, name)
     try:
         _read_index(file, findings)
         file.labels = meanings(file, hierarchy, rule, findings)
         _read_annotations(file, findings)
     except (UserError, OSError) as error:
-        findings.error("unreadable file", path.name, None, str(error).removeprefix(f"{path}: "))
+        findings.error("unreadable file", name, None, str(error).removeprefix(f"{path}: "))
     for number, category in file.categories.items():
         if number not in file.labels and file.used[number]:
             _report_meaningless(file, number, category, hierarchy, findings)
-    report_collisions({label[0] for label in file.labels.values()}, "object", findings, path.name)
-    report_collisions({label[1] for label in file.labels.values() if label[1]}, "part", findings, path.name)
+    report_collisions({label[0] for label in file.labels.values()}, "object", findings, name)
+    report_collisions({label[1] for label in file.labels.values() if label[1]}, "part", findings, name)
     several = [(number, thing) for (number, thing), count in file.several.items() if count > 1]
-    if several:
+    if several and rule is None:
         first = file.images[several[0][0]][0]
         text = (
             f"{len(several):,} times an image shows several objects of one name, first: {first} ({several[0][1]!r}); "
             "plum data questions draws a box around the one that it asks about"
         )
-        findings.warning("ambiguous question", path.name, None, text)
+        findings.warning("ambiguous question", name, None, text)
     return file
 
 
@@ -76,7 +80,7 @@ def _report_meaningless(file, number, category, hierarchy, findings):
         text = f"category {name!r} is not in --hierarchy; its {file.used[number]:,} annotations are left out"
     else:
         text = f"category {name!r} has no parent object: use --hierarchy parts.yaml or name it 'object:{name}'"
-    findings.warning("category without an object", file.path.name, None, text)
+    findings.warning("category without an object", file.name, None, text)
 
 
 def _read_index(file, findings):
@@ -84,7 +88,7 @@ def _read_index(file, findings):
     decoder, seen, last = StrictDecoder(), set(), None
     for field, value in scan_object(file.path, LAYOUT, decoder):
         if field != last and field in seen:
-            findings.error("key that stands twice", file.path.name, None, f"key {field!r} stands twice; keep one")
+            findings.error("key that stands twice", file.name, None, f"key {field!r} stands twice; keep one")
         seen.add(field)
         last = field
         repeated = decoder.repeated()
@@ -93,13 +97,13 @@ def _read_index(file, findings):
         number = identity(value, "id") if isinstance(value, dict) else None
         where = f"{ {'images': 'image', 'annotations': 'annotation', 'categories': 'category'}[field] } {number}"
         for key in repeated:
-            findings.error("key that stands twice", file.path.name, where, f"key {key!r} stands twice; keep one")
+            findings.error("key that stands twice", file.name, where, f"key {key!r} stands twice; keep one")
         if number is None:
-            findings.error("entry without an id", file.path.name, field, f"{repr(value)[:80]} has no id; give every entry one")
+            findings.error("entry without an id", file.name, field, f"{repr(value)[:80]} has no id; give every entry one")
         elif field == "images":
             _add_image(file, number, value, where, findings)
         elif field == "categories" and not isinstance(value.get("name"), str):
-            findings.error("category without a name", file.path.name, where, "has no name; give it one")
+            findings.error("category without a name", file.name, where, "has no name; give it one")
         elif field == "categories":
             file.categories[number] = value
     missing = [name for name in LISTS if name not in seen]
@@ -111,13 +115,13 @@ def _add_image(file, number, value, where, findings):
     name, hw = value.get("file_name"), image_size(value)
     file.counts["images"] += 1
     if number in file.images:
-        findings.error("id that occurs twice", file.path.name, where, "the id occurs twice; give every image its own")
+        findings.error("id that occurs twice", file.name, where, "the id occurs twice; give every image its own")
     elif not inside(name):
         shown = repr(name)[:100]
-        findings.error("image outside the folder", file.path.name, where, f"file_name is {shown}; give a path below --images")
+        findings.error("image outside the folder", file.name, where, f"file_name is {shown}; give a path below --images")
     elif hw is None or hw[0] * hw[1] > MOST_PIXELS:
         shown = f"{value.get('height')!r} x {value.get('width')!r}"[:60]
-        findings.error("image without a size", file.path.name, where, f"is {shown}; give the image's height and width")
+        findings.error("image without a size", file.name, where, f"is {shown}; give the image's height and width")
     else:
         file.images[number] = (name, hw)
 
@@ -126,21 +130,21 @@ def _read_annotations(file, findings):
     from plum_jax.console import Progress
 
     ids = set()
-    with Progress(label=file.path.name, unit="annotation") as bar:
+    with Progress(label=file.name, unit="annotation") as bar:
         for field, value in scan_object(file.path, LAYOUT):
             number = identity(value, "id") if field == "annotations" and isinstance(value, dict) else None
             if number is not None:
                 file.counts["annotations"] += 1
                 if number in ids:
                     text = "the id occurs twice; give every annotation its own"
-                    findings.error("id that occurs twice", file.path.name, f"annotation {number}", text)
+                    findings.error("id that occurs twice", file.name, f"annotation {number}", text)
                 ids.add(number)
                 _check_annotation(file, value, f"annotation {number}", findings)
                 bar.update()
 
 
 def _check_annotation(file, value, where, findings):
-    name = file.path.name
+    name = file.name
     image, category = identity(value, "image_id"), identity(value, "category_id")
     if category not in file.categories:
         findings.error("unknown label", name, where, f"category {category!r} is not in the file; add it, or correct the id")
@@ -192,17 +196,17 @@ def _check_images(files, folder, findings, options):
     for file in files:
         for number, (name, hw) in file.images.items():
             for other, (owner, _) in owners[name].items():
-                if other != str(file.path):
+                if other != file.name:
                     text = f"image {name} is also in {owner}; splits must not share images"
-                    findings.error("image in two splits", file.path.name, f"image {number}", text)
-            owners[name].setdefault(str(file.path), (file.path.name, f"image {number}"))
-            entries.setdefault(name, []).append((file.path.name, f"image {number}", hw))
+                    findings.error("image in two splits", file.name, f"image {number}", text)
+            owners[name].setdefault(file.name, (file.name, f"image {number}"))
+            entries.setdefault(name, []).append((file.name, f"image {number}", hw))
     there = present(folder, entries, "give the folder of the images with --images")
     for file in files:
         missing = [name for name, _ in file.images.values() if name not in there]
         if missing:
-            text = f"{len(missing):,} images not found in {folder}, first: {missing[0]}"
-            findings.error("image file missing", file.path.name, None, text)
+            text = f"{len(missing):,} image{'s' if len(missing) > 1 else ''} not found in {folder}, first: {missing[0]}"
+            findings.error("image file missing", file.name, None, text)
     paths = {}
     for name in pick([name for name in entries if name in there], options.max_images):
         try:

@@ -116,7 +116,7 @@ def _check_parts(root, name, splits, findings, options):
         path = root / layout.annotations.format(split=split)
         folder = root / layout.images.format(split=split)
         if path.exists() and folder.is_dir():
-            found[split] = check_coco([path], folder, findings, options, rule=layout.label)
+            found[split] = check_coco([path], folder, findings, options, rule=layout.label, dataset=name)
     return found
 
 
@@ -126,8 +126,8 @@ def _check_refer(root, name, findings, options):
     path, folder = root / "refer_seg" / name / "instances.json", root / "refer_seg" / LAYOUTS[name].images
     if not path.exists() or not folder.is_dir():
         return {}
-    found = check_coco([path], folder, findings, options, rule=lambda category: (category["name"], None))
-    count, expected = found["files"][path.name]["annotations"], EXPECTED_ANNOTATIONS.get(name)
+    found = check_coco([path], folder, findings, options, rule=lambda category: (category["name"], None), dataset=name)
+    count, expected = found["files"][f"{name} {path.name}"]["annotations"], EXPECTED_ANNOTATIONS.get(name)
     if expected is not None and count != expected:
         text = f"{count:,} annotations, the complete data set has {expected:,}"
         findings.warning("other count than the release", f"{name} {path.name}", None, text)

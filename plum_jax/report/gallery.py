@@ -58,7 +58,7 @@ def write(out, title, facts, items, report=None):
         title=title, facts=facts, cards=cards, filters=filters, report=report,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
     )  # fmt: skip
-    write_text(out, text)
+    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))  # a JSON file may hold halves of surrogate pairs
 
 
 def _filters(items):
