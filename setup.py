@@ -38,7 +38,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["plum_jax", "plum_jax.*", "data_pipelines", "data_pipelines.*", "configs", "configs.*"]),
-    package_data={"plum_jax": ["assets/**/*", "report/*.html", "report/*.css", "report/*.js", "report/**/*.html"]},
+    package_data={
+        "plum_jax": ["assets/**/*", "report/*.html", "report/*.css", "report/*.js", "report/**/*.html"],
+        "data_pipelines": ["*.html", "*.css"],
+    },
     install_requires=CORE,
     extras_require={
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],

@@ -27,7 +27,10 @@ def main(argv=None):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give at least 1")
     sources = [_named(source, arguments.root, options) for source in arguments.sources]
-    print(f"building {', '.join(arguments.sources)} from {arguments.root or 'there'} into {arguments.out}", flush=True)
+    print(
+        f"building {', '.join(arguments.sources)} {f'from {arguments.root} ' if arguments.root else ''}into {arguments.out}",
+        flush=True,
+    )
     with RunRecord(arguments.out, "data build") as record:
         for name, root, chosen in sources:
             for split in arguments.split:
@@ -137,7 +140,7 @@ def build(
         write_shards(Recorder(source, root, options, draws), jobs, workers, strict=strict, log=log)
         facts = _finish(folder, split, plan, source, root)
     left_out = ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()) or "none"
-    log(f"{folder}: {split} has {facts['records']} records in {count} shards; left out: {left_out} (errors.csv)")
+    log(f"{folder}: {split} has {facts['records']} records, {count} shards; left out: {left_out} (errors.csv)")
     return folder
 
 

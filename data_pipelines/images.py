@@ -31,7 +31,12 @@ class StoredImage:
 
 
 def load_image(path):
-    """Path or StoredImage -> uint8[H, W, 3]: turned upright by its EXIF tag, RGB. 16-bit grey keeps its high byte.
+    """Path or StoredImage -> uint8[H, W, 3]: the pixels of `open_image`."""
+    return np.asarray(open_image(path))
+
+
+def open_image(path):
+    """Path or StoredImage -> Pillow image, decoded: turned upright by its EXIF tag, RGB. 16-bit grey keeps its high byte.
 
     Raises UserError when missing, unreadable, absurdly large, or with pixel values whose scale nobody can know.
     """
@@ -39,7 +44,7 @@ def load_image(path):
         if not isinstance(path, StoredImage):
             check_regular(path)  # a pipe would wait for ever
         with Image.open(io.BytesIO(path.data) if isinstance(path, StoredImage) else path) as image:
-            return np.asarray(_eight_bits(ImageOps.exif_transpose(image), path).convert("RGB"))
+            return _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image; check the path") from error
     except UnidentifiedImageError as error:
@@ -70,10 +75,16 @@ def longest_side(hw, size):
     return max(1, int(hw[0] * scale + 0.5)), max(1, int(hw[1] * scale + 0.5))
 
 
+def size_of(image):
+    """(H, W) of a Pillow image or an array."""
+    return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+
+
 def _resize(image, hw, resample):
-    if image.shape[:2] == tuple(hw):
-        return image
-    return np.asarray(Image.fromarray(image).resize((hw[1], hw[0]), resample))
+    if size_of(image) == tuple(hw):
+        return np.asarray(image)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.asarray(picture.resize((hw[1], hw[0]), resample))
 
 
 def _pad(image, size, colour):
@@ -84,21 +95,21 @@ def _pad(image, size, colour):
 
 
 def sam_view(image, size):
-    """uint8[H, W, 3] -> (uint8[size, size, 3], (h, w)): longest side resized (Pillow's bilinear), top left, rest 0.
+    """uint8[H, W, 3] or RGB image -> (uint8[size, size, 3], (h, w)): longest side resized (Pillow's bilinear), top left.
 
-    Zero means "outside", not black: the model normalises first and blanks everything outside (h, w) afterwards.
+    The rest is 0. Zero means "outside", not black: the model normalises first and blanks everything outside (h, w) afterwards.
     """
-    hw = longest_side(image.shape[:2], size)
+    hw = longest_side(size_of(image), size)
     return _pad(_resize(image, hw, Image.Resampling.BILINEAR), size, 0), hw
 
 
 def clip_view(image, size, mode):
-    """uint8[H, W, 3] -> uint8[size, size, 3], bicubic.
+    """uint8[H, W, 3] or RGB image -> uint8[size, size, 3], bicubic.
 
     "pad": the whole picture, top left, on CLIP's mean colour. "center_crop": the reference's view, which cuts off what is
     outside the central square (M 1.3, D44).
     """
-    (scaled_h, scaled_w), (top, left) = clip_geometry(image.shape[:2], size, mode)
+    (scaled_h, scaled_w), (top, left) = clip_geometry(size_of(image), size, mode)
     resized = _resize(image, (scaled_h, scaled_w), Image.Resampling.BICUBIC)
     if mode == "pad":
         return _pad(resized, size, CLIP_MEAN_COLOUR)

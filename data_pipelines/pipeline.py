@@ -84,8 +84,22 @@ def collate(rows):
     fields = {}
     for name in Batch._fields:
         values = [row[name] for row in rows if row[name] is not None]
-        fields[name] = np.stack(values) if values else None
+        if name != "masks":
+            fields[name] = np.stack(values) if values else None
+    fields["masks"] = stack_masks([row for row in rows if row["masks"] is not None])
     return Batch(**fields)
+
+
+def stack_masks(rows):
+    """np.stack of the masks of some rows, None for no rows. Most of a canvas is empty: only what is not is copied."""
+    if not rows:
+        return None
+    stacked = np.zeros((len(rows), *rows[0]["masks"].shape), np.uint8)
+    for out, row in zip(stacked, rows, strict=True):
+        height, width = row["original_hw"]
+        for slot in np.flatnonzero(row["mask_valid"]):
+            out[slot, :height, :width] = row["masks"][slot, :height, :width]
+    return stacked
 
 
 def collate_counted(rows):

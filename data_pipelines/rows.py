@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.account import Account
 from data_pipelines.conversation import IMAGE, encode, keep_spans, truncate
-from data_pipelines.images import clip_view, load_image, sam_view
+from data_pipelines.images import clip_view, open_image, sam_view, size_of
 from data_pipelines.masks import decode_segmentation
 from data_pipelines.record import NO_MASK
 from plum_jax.errors import UserError
@@ -145,7 +145,7 @@ class RowBuilder:
         texts, slots, lost = assign_slots(texts, data.max_masks)
         counts["lost spans: max_masks"] = sum(lost)
         row = stack([encoded for encoded, _ in texts], data)
-        image = None if sample.image is None else _reading("image", load_image, sample.image)
+        image = None if sample.image is None else _reading("image", open_image, sample.image)
         row["clip_pixels"] = self._clip(image)
         row["patch_part"] = None  # needs one vocabulary of parts for all data
         row.update(dict.fromkeys(GROUNDED_FIELDS))
@@ -197,7 +197,7 @@ class RowBuilder:
         if image is None:
             return
         row["sam_pixels"], resized_hw = sam_view(image, self.config.model.sam.image_size)
-        whole, hw = image.shape[:2], _fitting(image.shape[:2], self.config.data.canvas)
+        whole, hw = size_of(image), _fitting(size_of(image), self.config.data.canvas)
         row["resized_hw"], row["original_hw"] = np.array(resized_hw, np.int32), np.array(hw, np.int32)
         counts["shrunk"] = int(hw != whole)
         for number, slot in slots.items():

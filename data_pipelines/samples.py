@@ -1,119 +1,88 @@
-"""Samples of a data set for people: some of its records as cards of a gallery, evenly spaced and never chosen by content."""
+"""Samples of COCO files and of the training data sets as cards of a gallery, evenly spaced and never chosen by content."""
 
-import collections
-import functools
-import itertools
+import warnings
 
 import numpy as np
 
-from data_pipelines.checks.coco import LAYOUT as COCO_LAYOUT
-from data_pipelines.checks.coco import CocoFile
+from data_pipelines.checks.coco import LAYOUT, CocoFile
 from data_pipelines.checks.families import open_family
-from data_pipelines.checks.partonomy import LAYOUT
 from data_pipelines.checks.pictures import pick
-from data_pipelines.conversation import IMAGE, answer_spans
+from data_pipelines.conversation import IMAGE
 from data_pipelines.folders import identity, image_size, inside, within
-from data_pipelines.json_array import JsonArray, scan, scan_object
-from data_pipelines.masks import decode_rle, decode_segmentation, encode_coco, part_masks
-from data_pipelines.partonomy.records import parse_question
+from data_pipelines.gallery import Card, Piece, Turn, index_of, overlay, page
+from data_pipelines.images import load_image
+from data_pipelines.json_array import scan_object
+from data_pipelines.masks import decode_rle, decode_segmentation, encode_coco
 from data_pipelines.record import NO_MASK
 from plum_jax.errors import UserError
-from plum_jax.report.gallery import Item, Span
+from plum_jax.report.pictures import COLOURS, jpeg_uri
 
 
-def question_items(folder, files, most, *, follow_links=False):
-    """Question files of a folder -> at most `most` Items, as many of each type as there are."""
-    ranges, kinds = {}, collections.defaultdict(list)
-    for path in files:
-        found = []
-        try:
-            for start, stop, entry in scan(path, LAYOUT):
-                kind = entry.get("question_type") if isinstance(entry, dict) else None
-                kinds[path.name, str(kind)].append((path, len(found)))
-                found.append((start, stop))
-        except UserError:  # plum data check says it; what was read until there can be shown
-            pass
-        ranges[path] = JsonArray(path, found)
-    share = -(-most // max(len(kinds), 1))
-    chosen = [pick(group, share, (k + 0.5) / len(kinds)) for k, group in enumerate(kinds.values())]
-    rows = [row for row in itertools.chain(*itertools.zip_longest(*chosen)) if row is not None][:most]
-    items = (_question_item(folder, path, number, ranges[path][number], follow_links) for path, number in rows)
-    return [item for item in items if item is not None]
+def sample_page(target, most, *, images=None, follow_links=False):
+    """Target of kind "coco" or "root" -> (HTML text, number of samples on it).
+
+    UserError for a COCO file without its folder of images, and where there is no sample that can be shown.
+    """
+    if target.kind == "coco":
+        if images is None:
+            raise UserError(f"{target.files[0]}: is a COCO file; give the folder of its images with --images")
+        cards = coco_cards(target.files, images, most, follow_links=follow_links)
+        heading = ", ".join(path.name for path in target.files)
+    else:
+        cards = family_cards(target.folder, target.datasets, most)
+        heading = target.folder.resolve().name
+    if not cards:
+        raise UserError(f"{target.folder}: has no sample that can be shown; plum data check says why")
+    kinds = index_of((card.kind, number) for number, card in enumerate(cards, 1))
+    names = [[piece.part for turn in card.turns for piece in turn.answer if piece.part] for card in cards]
+    names = [[*named, *(piece.part for piece in card.others)] for named, card in zip(names, cards, strict=True)]
+    named = index_of((name, number) for number, found in enumerate(names, 1) for name in dict.fromkeys(found))
+    return page(cards, f"Samples of {heading}", "sample", {"data sets": kinds, "names with a mask": named}), len(cards)
 
 
-def _question_item(folder, path, number, entry, follow_links):
-    try:
-        question = parse_question(entry, path, number)
-        image = within(folder, question.image_path, follow_links=follow_links)
-        answer, parts = question.answer_choices[question.correct], question.correct_parts
-        places = answer_spans(answer, parts)
-    except (UserError, ValueError):
-        return None
-    spans = [Span(*place, _united(question.segmentations[part])) for place, part in zip(places, parts, strict=True)]
-    marks = [(part, _united(entries)) for part, entries in question.segmentations.items() if part not in parts and entries]
-    choices = list(zip(question.answer_choices, (kind == "correct" for kind in question.answer_types), strict=True))
-    asked = question.question if question.object_question is None else f"{question.question} / {question.object_question}"
-    where = f"{path.name} entry {number} · {question.image_path} · {question.image_label}"
-    return Item(
-        where, image, asked, answer, tuple(spans), tuple(marks), "Also visible", tuple(choices),
-        {"type": [question.question_type], "object": [question.image_label], "part": sorted(question.segmentations)},
-    )  # fmt: skip
-
-
-def _united(entries):
-    def mask():
-        hw = decode_segmentation(entries[0]).shape
-        return part_masks({"": entries}, hw)[""].astype(bool)
-
-    return mask
-
-
-def coco_items(files, images, most, *, follow_links=False):
-    """COCO files -> at most `most` Items, one for an image with all its annotations."""
-    items = []
+def coco_cards(files, images, most, *, follow_links=False):
+    """COCO files -> at most `most` Cards, one for an image with all its annotations."""
+    cards = []
     for path in files:
         file, kept = CocoFile(path, path.name), {}
-        for field, value in scan_object(path, COCO_LAYOUT):
+        for field, value in scan_object(path, LAYOUT):
             number = identity(value, "id") if isinstance(value, dict) else None
             if field == "images" and number is not None and inside(value.get("file_name")) and image_size(value):
                 file.images[number] = value["file_name"], image_size(value)
             elif field == "categories" and number is not None:
                 file.categories[number] = str(value.get("name"))
         chosen = set(pick(file.images, -(-most // len(files))))
-        for field, value in scan_object(path, COCO_LAYOUT):
+        for field, value in scan_object(path, LAYOUT):
             if field == "annotations" and isinstance(value, dict) and identity(value, "image_id") in chosen:
                 kept.setdefault(value["image_id"], []).append(value)
         for number, (name, hw) in file.images.items():
             if number in chosen:
-                items.append(_coco_item(file, number, name, hw, kept.get(number, ()), images, follow_links))
-    return [item for item in items if item is not None][:most]
+                cards.append(_coco_card(file, number, name, hw, kept.get(number, ()), images, follow_links))
+    return cards[:most]
 
 
-def _coco_item(file, number, name, hw, annotations, images, follow_links):
-    try:
-        image = within(images, name, follow_links=follow_links)
-    except UserError:
-        return None
-    names = [file.categories.get(identity(entry, "category_id"), "unknown category") for entry in annotations]
-    marks = [
-        (label, functools.partial(_coco_mask, entry.get("segmentation"), hw))
-        for label, entry in zip(names, annotations, strict=True)
-    ]
-    where = f"{file.path.name} image {number} · {name}"
-    return Item(where, image, marks=tuple(marks), marks_title="Annotations", tags={"category": sorted(set(names))})
+def _coco_card(file, number, name, hw, annotations, images, follow_links):
+    problems, pieces = [], []
+    picture, size = _picture(lambda: within(images, name, follow_links=follow_links), problems)
+    for place, entry in enumerate(annotations, 1):
+        label = file.categories.get(identity(entry, "category_id"), "unknown category")
+
+        def mask(entry=entry):
+            return decode_rle(encode_coco(entry.get("segmentation"), hw)["counts"], hw)
+
+        pieces.append(_piece(label, label, place, mask, size, problems))
+    return Card(name, file.name, f"{file.name}, image {number}", picture, [], pieces, problems)
 
 
-def _coco_mask(segmentation, hw):
-    return decode_rle(encode_coco(segmentation, hw)["counts"], hw).astype(bool)
-
-
-def family_items(root, names, most):
-    """Data sets of a root -> at most `most` Items, each a sample as a training run draws it."""
-    items, share = [], -(-most // max(len(names), 1))
+def family_cards(root, names, most):
+    """Data sets of a root -> at most `most` Cards, each a sample as a training run draws it."""
+    cards, share = [], -(-most // max(len(names), 1))
     for name in names:
         try:
-            source = open_family(root, name)
-        except UserError:  # plum data check says it
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # plum data check says it
+                source = open_family(root, name)
+        except UserError:
             continue
         for index in pick(range(len(source)), share):
             try:
@@ -121,26 +90,46 @@ def family_items(root, names, most):
             except UserError:
                 continue
             if sample.image is not None:
-                items.append(_sample_item(name, sample))
-    return items[:most]
+                cards.append(_sample_card(name, sample))
+    return cards[:most]
 
 
-def _sample_item(name, sample):
-    answer, spans, said = "", [], []
+def _sample_card(name, sample):
+    problems, turns, number = [], [], 0
+    picture, size = _picture(lambda: sample.image, problems)
     for dialogue in sample.dialogues:
-        starts = []
-        for question, reply in dialogue.turns:
-            answer += ("\n" if answer else "") + f"{question.replace(IMAGE, '').strip()} — "
-            starts.append(len(answer))
-            answer += reply
-        for span, number in zip(dialogue.spans, dialogue.masks, strict=True):
-            start = starts[span.turn] + span.char_start
-            mask = None if number == NO_MASK else functools.partial(_sample_mask, sample.masks[number])
-            spans.append(Span(start, starts[span.turn] + span.char_end, mask))
-            said.append(answer[start : spans[-1].end])
-    tags = {"data set": [name], "name": said if sample.family == "semantic" else []}
-    return Item(f"{name} · {sample.key}", sample.image, "", answer, tuple(spans), tags=tags)
+        spans = list(zip(dialogue.spans, dialogue.masks, strict=True))
+        for turn, (question, answer) in enumerate(dialogue.turns):
+            pieces, at = [], 0
+            for span, owned in spans:
+                if span.turn == turn:
+                    number += 1
+                    text = answer[span.char_start : span.char_end]
+                    mask = None if owned == NO_MASK else lambda owned=owned: _sample_mask(sample.masks[owned])
+                    pieces += [Piece(answer[at : span.char_start]), _piece(text, text, number, mask, size, problems)]
+                    at = span.char_end
+            turns.append(Turn(question.replace(IMAGE, "").strip(), [*pieces, Piece(answer[at:])], []))
+    return Card(sample.key, name, f"{name}, {sample.image}", picture, turns, [], problems)
 
 
 def _sample_mask(mask):
-    return np.asarray(decode_segmentation(mask) if isinstance(mask, dict) else mask).astype(bool)
+    return decode_segmentation(mask) if isinstance(mask, dict) else np.asarray(mask)
+
+
+def _picture(path_of, problems):
+    """-> (data URI, size), ("", None) for an image that cannot be read."""
+    try:
+        return jpeg_uri(load_image(path_of()))
+    except (UserError, ValueError) as error:
+        problems.append(str(error))
+        return "", None
+
+
+def _piece(text, part, number, mask, size, problems):
+    colour, shown = COLOURS[(number - 1) % len(COLOURS)], None
+    if mask is not None and size is not None:
+        try:
+            shown = overlay(mask(), size, colour)
+        except ValueError as error:
+            problems.append(f"{part}: {error}")
+    return Piece(text, part, number, colour, shown)

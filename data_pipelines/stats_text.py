@@ -20,17 +20,12 @@ def _file(s):
     rows = [
         ("images", s["images"]), ("kinds of object", s["objects"]), ("objects in images", s["objects_in_images"]),
         ("names of parts", s["parts"]), ("object-part pairs", s["object_part_pairs"]), ("masks", s["masks"]),
-        ("unreadable masks", s["unreadable_masks"] or None), ("questions", s["questions"] or None),
+        ("unreadable masks", s["unreadable_masks"] or None),
     ]  # fmt: skip
     lines = [f"  {number:>10,}  {name}" for name, number in rows if number is not None]
     lines += _spread("masks per image", s["masks_per_image"])
     lines += _areas(s["mask_area"])
     lines += _bars("objects by number of visible parts", s["parts_per_object"])
-    lines += _bars("questions by type", s["types"])
-    lines += _bars("questions by number of parts in the answer", s["parts_in_answer"])
-    lines += _bars("place of the correct choice, counted from 0", s["correct_position"])
-    lines += _bars("place of the correct object, counted from 0", s["correct_object_position"])
-    lines += _overlap(s["answer_overlap"])
     lines += _bars("most frequent objects", s["by_object"], MOST_ROWS)
     lines += _bars("most frequent parts", s["by_part"], MOST_ROWS)
     lines += _bars(
@@ -75,15 +70,3 @@ def _bars(title, counts, most=None, *, shares=True):
         share = f"{count / total:.1%}" if shares else ""
         lines.append(f"    {name:<{width}} {count:>9,} {share:>6}  {'#' * round(BAR * count / largest)}".rstrip())
     return lines + more
-
-
-def _overlap(overlap):
-    if not overlap["parts"]:
-        return []
-    width = max(map(len, overlap["parts"]))
-    head = f"    {'':<{width}}   parts: mean, nearest, farthest   words: mean, nearest, farthest"
-    lines = ["  overlap of the correct choice with the wrong ones (Jaccard)", head]
-    for kind, found in overlap["parts"].items():
-        numbers = [*found.values(), *overlap["words"][kind].values()]
-        lines.append(f"    {kind:<{width}}" + "".join(f"{number:>10.2f}" for number in numbers))
-    return lines

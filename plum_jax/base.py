@@ -8,8 +8,6 @@ check.npz     what a few inputs gave when the folder was written (selfcheck.py)
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +66,7 @@ def open_base(folder):
         base = Base(folder, config, about)
         _check_tokenizer(base)
         return base
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: base.json or config.json is missing or damaged ({error}); convert again") from error
 
 
@@ -81,13 +79,10 @@ def _check_tokenizer(base):
 
 
 class BaseWriter:
-    """Writes the parameters of a folder piece by piece. The folder has its name once `finish` has returned, never before."""
+    """Writes base weights into an empty folder, piece by piece."""
 
     def __init__(self, folder):
-        self.folder = Path(folder).absolute()
-        self.partial = self.folder.with_name(f".{self.folder.name}.partial")
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a killed conversion
-        self.partial.mkdir(parents=True)
+        self.folder = Path(folder)
         self.parameters, self.buffer, self.held = {}, {}, 0
 
     def add(self, path, array, layer=None, layers=None):
@@ -103,22 +98,18 @@ class BaseWriter:
 
     def flush(self):
         if self.buffer:
-            ocp.partial.save(self.partial / "params", unflatten_dict(self.buffer, sep="/"))
+            ocp.partial.save(self.folder / "params", unflatten_dict(self.buffer, sep="/"))
         self.buffer, self.held = {}, 0
 
     def commit(self):
-        """All parameters are there: they can be read from `self.partial` now, through `read_slices`."""
+        """All parameters are there: they can be read from the folder now, through `read_slices`."""
         self.flush()
-        ocp.partial.finalize(self.partial / "params")
+        ocp.partial.finalize(self.folder / "params")
 
     def finish(self, config, about):
-        """Writes what describes the parameters, then gives the folder its name."""
-        write_text(self.partial / "config.json", config_json(config))
-        write_json(self.partial / "base.json", {"format": FORMAT, **about, "parameters": self.parameters})
-        os.replace(self.partial, self.folder)
-
-    def discard(self):
-        shutil.rmtree(self.partial, ignore_errors=True)
+        """Writes what describes the parameters."""
+        write_text(self.folder / "config.json", config_json(config))
+        write_json(self.folder / "base.json", {"format": FORMAT, **about, "parameters": self.parameters})
 
 
 def _digits(layer):

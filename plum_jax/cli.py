@@ -22,7 +22,7 @@ COMMANDS = {
         "verify": ("data_pipelines.arrayrecord", "compare the shards of a build with their checksums"),
         "check": ("data_pipelines.check", "read a data set and report every fault"),
         "stats": ("data_pipelines.stats", "count what a data set holds"),
-        "show": ("data_pipelines.show", "a gallery of samples with their masks"),
+        "show": ("data_pipelines.show", "one HTML page of samples with images, masks and answers"),
     },
     "report": ("plum_jax.report", "one HTML file about a run"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),

@@ -16,7 +16,12 @@ ANY_LENGTH = {"model.sam.global_blocks": int, "data.sources": dict, "data.ground
 
 def add_config_flag(parser, default="configs/tiny.py"):
     """Adds --config to an argparse parser, with the hint about overrides."""
-    parser.add_argument("--config", default=default, metavar="FILE.py[:ARG]", help=f"config file (default {default})")
+    parser.add_argument(
+        "--config",
+        default=default,
+        metavar="FILE.py[:ARG]",
+        help=f"config file (default: {default or 'that of the checkpoint'})",
+    )
     parser.epilog = (
         "Any key of the config can be overridden: --config.optim.lr=1e-4 --config.train.steps=100 "
         "--config.data.folder=DIR --config.mesh.fsdp=2 --config.data.micro_batches=4 --config.seed=1"

@@ -56,7 +56,7 @@ class Answer:
         return "ok" if "ok" in found else found[0] if found else "no_span_tagged"
 
     def mask_for(self, phrase):
-        """The mask of any phrase of the answer: a text (its first occurrence) or a range (char_start, char_end).
+        """The `Span`, with its mask, of a phrase of the answer: a text (its first occurrence) or (char_start, char_end).
 
         A tagged phrase gives its own mask again; any other is decoded as if it had been tagged, behind the tagged phrases
         that stand before it.

@@ -167,8 +167,12 @@ def check_loaded(base, params):
     paths = selfcheck.parameters(config, base.missing)
     int8 = any(flat[path].dtype == jnp.int8 for path in paths)
     take = functools.partial(_chosen_layers, base, config, flat) if int8 else flat.get
-    with np.load(base.folder / "check.npz") as file:
-        stored = dict(file)
+    file = base.folder / "check.npz"
+    try:
+        with np.load(file) as opened:
+            stored = dict(opened)
+    except Exception as error:  # OSError, or what zipfile, zlib and NumPy raise for damage
+        raise UserError(f"{file}: is missing or damaged ({type(error).__name__}); put it back or convert again") from error
     found = selfcheck.outputs(config, base.missing, {path: take(path) for path in paths}, chosen=int8)
     selfcheck.compare(found, stored, base.folder)
 

@@ -18,7 +18,8 @@ from plum_jax.evaluate import add_checkpoint_flags, check_random, eval_config
 from plum_jax.run_record import RunRecord, write_json, write_text
 from plum_jax.switches import switch
 
-FORMATS = ("coco", "overlay")
+WRITTEN = {"coco": "coco.json", "overlay": "overlays/"}  # a format and what it writes
+FORMATS = tuple(WRITTEN)
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SWITCHES = ("data.tokenizer_flavour", "eval.span_scope", "eval.feedback")  # that change what is predicted
 LONGEST_NAME = 200  # bytes of an overlay's name; most disks take 255
@@ -52,7 +53,8 @@ def main(argv=None):
     empty = sum(record["status"] != "ok" for record in records)
     faults = f", {len(errors)} faults (errors.csv)" if errors else ""
     print(f"{len(records)} images, {masks} masks, {empty} images with nothing found{faults}")
-    print(f"Wrote {args.out} in {console.duration(time.monotonic() - began)}: predictions.json, {', '.join(formats)}")
+    written = ", ".join(["predictions.json", *(WRITTEN[name] for name in formats)])
+    print(f"Wrote {args.out} in {console.duration(time.monotonic() - began)}: {written}")
     if not model.calibrated:
         print("Scores are raw confidences: plum evaluate partonomy --split val --calibrate turns them into expected IoU")
 

@@ -70,7 +70,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(folder, tmp_path):
         arguments = ("explanatory", "--root", folder, "--out", out, "--shard-records", 3, "--workers", workers)
         done = subprocess.run(command(*arguments), cwd=TESTS.parent, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        assert "train has 12 records in 4 shards; left out: none" in done.stdout
+        assert "train has 12 records, 4 shards; left out: none" in done.stdout
         results.append(shard_bytes(out))
     assert results[0] == results[1] == results[2]
     assert sum("array_record" in name for name in results[0]) == 4

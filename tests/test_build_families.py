@@ -18,7 +18,9 @@ from source_fixtures import mixture_config
 from data_pipelines.arrayrecord import ArrayRecordSource
 from data_pipelines.build import build
 from data_pipelines.build_sources import open_named
+from data_pipelines.mixture import Mixture
 from data_pipelines.sources import entries, open_source
+from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.errors import UserError
 
 THIN = [[5, 5.1, 9, 5.1, 9, 5.2]]  # a ring without a pixel
@@ -107,6 +109,22 @@ def test_stored_samples_are_those_of_the_folder(name, tmp_path):
                 assert_equal_samples(one, other)
                 seen.add((one.key, one.dialogues))
         assert len(seen) > len(usable) or name == "vqa"  # drawn anew each time
+
+
+def test_a_run_on_the_build_has_the_rows_of_a_run_on_the_folder(tmp_path):
+    for write in (mapillary, questions, conversations):
+        write(tmp_path / "raw")
+    listed = tuple({"name": name, "weight": weight} for name, weight in (("mapillary", 1), ("explanatory", 2), ("vqa", 1)))
+    for name in ("mapillary", "explanatory", "vqa"):
+        build(name, tmp_path / "raw", tmp_path / "out", shard_records=2, log=lambda line: None)
+    tokenizer = load_tokenizer("tiny")
+    raw, stored = (Mixture(mixture_config(sources=listed, root=str(tmp_path / x)), tokenizer) for x in ("raw", "out"))
+    assert all(isinstance(source, ArrayRecordSource) for source in stored.sources)
+    for index in range(24):
+        (row, account), (other, other_account) = raw.row(index), stored.row(index)
+        assert row.keys() == other.keys() and account == other_account
+        for name, value in row.items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
 def test_a_run_reads_the_build_where_its_root_holds_one(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -105,3 +106,50 @@ def test_wrong_use(tmp_path):
         main([str(tmp_path / "none")])
     with pytest.raises(UserError, match="qa_pairs"):
         main([str(tmp_path)])
+
+
+def test_warnings_alone_leave_the_status_0(folder, capsys):
+    write_folder(folder, images=2, split="val", seed=1)
+    shutil.copy(folder / "images/train_0.png", folder / "images/val_0.png")  # sizes are alike, names are not
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "warnings:\n1. partonomy_qa_pairs_val.json entry 0: image images/val_0.png is the same file as images/train_0.png"
+        in text
+    )
+    assert text.endswith("no problems, 1 warning\n")
+    shutil.copy(folder / "images/val_1.png", folder / "images/copy.png")  # twice in one split is no leak
+    entries = [question(f"images/{name}.png", Image.open(folder / "images/copy.png").size[::-1]) for name in ("val_1", "copy")]
+    write_entries(folder, entries, "val")
+    assert check_folder(folder)["warnings"] == []
+
+
+def test_doubtful_questions_are_warned_of(folder):
+    entry = question("images/train_0.png", (40, 72))
+    other = question("images/train_0.png", (40, 72))
+    other["answer_choices"][1], other["answer_parts"][1] = other["answer_choices"][0], ["pole", "base", "lamp shade"]
+    other["answer_choices"][1] = "The desk lamp in the image has the following visible parts: pole, base, and lamp shade."
+    write_entries(folder, [entry, other, entry])
+    report = check_folder(folder)
+    assert report["problems"] == []
+    assert [(w["entry"], w["problem"]) for w in report["warnings"]] == [
+        (1, "choice 1 is marked incorrect and lists the parts of the correct choice"),
+        (2, "is the same question as entry 0"),
+    ]
+
+
+def test_page_shows_faulty_questions_first(folder, capsys):
+    page = folder / "check.html"
+    entries = [
+        question(f"images/train_{i % 4}.png", Image.open(folder / f"images/train_{i % 4}.png").size[::-1]) for i in range(30)
+    ]
+    entries[29]["answer_choices"][0] = "Nothing."
+    write_entries(folder, entries)
+    (folder / "partonomy_qa_pairs_val.json").write_text("{", encoding="utf-8")
+    assert main([str(folder), "--json", "--html", str(page)]) == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 2
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<article") == 14  # ten with a finding (most repeat a question), and the four that are first
+    assert text.index("entry 4 ") < text.index("entry 0 ")
+    with pytest.raises(UserError, match="check.html/x: cannot be written"):
+        main([str(folder), "--html", str(page / "x")])

@@ -5,6 +5,7 @@ import checkpoint_fixtures as fixtures
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors import numpy as safetensors_numpy
 
 from plum_jax import base, cli, initial, loading
 from plum_jax.convert import command
@@ -163,6 +164,8 @@ def test_ignored_tensors_are_left_out(sources, tmp_path):
         (["--plum", "nowhere"], "no such file"),
         (["--checkpoint", "a"], "--checkpoint and --to go together"),
         (["--plum", "a", "--tagger-heads", "0"], "is not a number of heads"),
+        (["--checkpoint", "a", "--to", "hf", "--sam", "b"], "--sam: is of conversions from PyTorch"),
+        (["--plum", "a", "--format", "bin"], "--format bin: is of exports with --checkpoint"),
     ],
 )
 def test_wrong_flags(tmp_path, capsys, flags, sentence):
@@ -184,6 +187,14 @@ def test_an_existing_folder_is_not_touched(tmp_path, capsys):
         ({"num_attention_heads": None}, "does not say num_attention_heads"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
         ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
+        ({"num_attention_heads": 7, "num_key_value_heads": 7}, "num_attention_heads 7, which does not divide"),
+        ({"num_attention_heads": "2", "num_key_value_heads": "2"}, "num_attention_heads '2', which does not divide"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps 'small', not a positive number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan, not a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta 1000.*, not a positive number"),
+        ({"rope_parameters": [1]}, "rope_parameters .1., not an object"),
+        ({"num_hidden_layers": 40}, "num_hidden_layers 40, the tensors show 2"),
+        ({"mm_vision_select_layer": 9}, "takes layer 9 of CLIP"),
     ],
 )
 def test_another_architecture_is_refused(sources, tmp_path, facts, sentence):
@@ -193,6 +204,45 @@ def test_another_architecture_is_refused(sources, tmp_path, facts, sentence):
     file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
     with pytest.raises(UserError, match=sentence):
         convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
+
+
+@pytest.mark.parametrize(
+    "name, shape, sentence",
+    [
+        ("model.embed_tokens.weight", (), r"model.embed_tokens.weight has shape \[\], PLUM's has 2 dimensions"),
+        ("model.layers.99999999.x", (1,), "model.layers.2 is missing"),  # a model of that many layers would fill the memory
+        ("model.visual_model.image_encoder.pos_embed", (1, 0, 0, 8), "pos_embed has shape"),
+    ],
+)
+def test_an_odd_tensor_is_refused_before_anything_is_made_of_it(sources, tmp_path, name, shape, sentence):
+    _, _, paths = sources
+    shutil.copytree(paths["plum"], tmp_path / "plum")
+    file = tmp_path / "plum" / "model.safetensors"
+    fixtures.save({**safetensors_numpy.load_file(file), name: np.zeros(shape, np.float32)}, file)
+    with pytest.raises(UserError, match=sentence):
+        convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_weights_that_are_no_numbers_are_refused(sources, tmp_path, value):
+    _, _, paths = sources
+    shutil.copytree(paths["plum"], tmp_path / "plum")
+    file = tmp_path / "plum" / "model.safetensors"
+    tensors = safetensors_numpy.load_file(file)
+    tensors["model.norm.weight"] = np.full(tensors["model.norm.weight"].shape, value, np.float64)
+    fixtures.save(tensors, file)
+    with pytest.raises(UserError, match="model.norm.weight holds NaN, infinity or a number too large for float32"):
+        convert(fixtures.arguments(tmp_path / "base", plum=tmp_path / "plum", clip=paths["clip"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["plum"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK damaged"])
+def test_stored_outputs_that_are_gone_or_damaged_are_named(converted, tmp_path, content):
+    shutil.copytree(converted, tmp_path / "base")
+    file = tmp_path / "base" / "check.npz"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(UserError, match="check.npz: is missing or damaged"):
+        loading.load_model(tmp_path / "base")
 
 
 def test_a_changed_weight_is_noticed_when_the_folder_is_loaded(converted, tmp_path):

@@ -86,9 +86,13 @@ def test_a_gallery_does_not_show_files_behind_links(folder, tmp_path):
     path = add(folder, "images/link.png")
     (path / "images/link.png").symlink_to(tmp_path / "secret.png")
     write_entries(path, json.loads((path / NAME).read_text())[-1:])
-    with pytest.raises(UserError, match="no sample that can be shown"):
-        show([str(path), "--out", str(tmp_path / "page.html")])
-    assert show([str(path), "--out", str(tmp_path / "page.html"), "--follow-links"]) == 0
+    page = tmp_path / "page.html"
+    assert show([str(path), "--out", str(page)]) == 0
+    assert "is a link out of" in page.read_text() and "data:image" not in page.read_text()
+    assert main([str(path), "--html", str(page)]) == 1
+    assert "is a link out of" in page.read_text() and "data:image" not in page.read_text()
+    assert show([str(path), "--out", str(page), "--follow-links"]) == 0
+    assert "data:image/jpeg" in page.read_text()
 
 
 def test_a_folder_of_links_out_of_it(folder, tmp_path):

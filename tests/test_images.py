@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data_pipelines.images import CLIP_MEAN_COLOUR, clip_view, load_image, longest_side, sam_view
+from data_pipelines.images import CLIP_MEAN_COLOUR, clip_view, load_image, longest_side, open_image, sam_view
 from plum_jax.errors import UserError
 
 SIZES = [(60, 90), (88, 64), (50, 50), (37, 123), (300, 1)]
@@ -130,3 +130,14 @@ def test_pad_shows_the_whole_picture(hw):
 def test_unknown_view():
     with pytest.raises(UserError, match="pad or center_crop"):
         clip_view(picture((4, 4)), 8, "stretch")
+
+
+@pytest.mark.parametrize("mode", ["pad", "center_crop"])
+@pytest.mark.parametrize("hw", [(60, 90), (96, 64), (96, 96)])
+def test_views_of_a_pillow_image_are_those_of_its_pixels(tmp_path, hw, mode):
+    Image.fromarray(picture(hw)).save(tmp_path / "a.png")
+    image, pixels = open_image(tmp_path / "a.png"), load_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(clip_view(image, 96, mode), clip_view(pixels, 96, mode))
+    (view, resized), (wanted, resized_wanted) = sam_view(image, 96), sam_view(pixels, 96)
+    np.testing.assert_array_equal(view, wanted)
+    assert resized == resized_wanted

@@ -63,11 +63,12 @@ def test_every_folder_with_code_is_a_package():
 
 
 def test_package_data_covers_every_file_that_is_not_code(arguments):
-    patterns = arguments["package_data"]["plum_jax"]
-    for path in (ROOT / "plum_jax").rglob("*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            name = path.relative_to(ROOT / "plum_jax").as_posix()
-            assert any(fnmatch.fnmatch(name, pattern.replace("**/", "")) for pattern in patterns), name
+    for package in ("plum_jax", "data_pipelines"):
+        patterns = arguments["package_data"][package]
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                name = path.relative_to(ROOT / package).as_posix()
+                assert any(fnmatch.fnmatch(name, pattern.replace("**/", "")) for pattern in patterns), name
 
 
 def test_every_command_has_its_module():

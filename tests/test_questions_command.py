@@ -149,8 +149,7 @@ def test_image_folder_by_split(tmp_path):
     write_image(tmp_path / "PartImageNet/images/val/n01440764_2.JPEG", 2)  # and an equal picture
     images = tmp_path / "PartImageNet/images/{split}"
     run(f"train={train}", f"val={val}", "--format", "partimagenet", "--images", images, "--out", tmp_path / "out")
-    problems = [found["problem"] for found in check_folder(tmp_path / "out")["problems"]]
-    assert all("is byte for byte" in problem for problem in problems)  # the pictures of the fixture repeat themselves
+    assert check_folder(tmp_path / "out")["problems"] == []
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert {split: counts["images"] for split, counts in report["splits"].items()} == {"train": 12, "val": 5}
     assert report["left_out"] == {"object of an equal image of the same name": 1}

@@ -224,3 +224,8 @@ def test_an_exported_folder_or_foreign_files_are_not_written_over(folder, tmp_pa
     (tmp_path / "thesis.tex").write_text("x")
     assert cli.main(["export", "--out", str(tmp_path)]) == 2
     assert "holds thesis.tex already" in capsys.readouterr().err
+    mine = tmp_path / "mine" / "tokenizer" / "tokenizer.json"  # the name of ours, but no export began there
+    mine.parent.mkdir(parents=True)
+    mine.write_text("{}")
+    assert cli.main(["export", "--out", str(tmp_path / "mine")]) == 2
+    assert "holds tokenizer already" in capsys.readouterr().err and mine.read_text() == "{}"

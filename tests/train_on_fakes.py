@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_pipelines.sources import KINDS, Kind
+from data_pipelines.kinds import KINDS, Kind
 from plum_jax.train import main
 
 for name in ("ade20k", "vqa", "reason"):

@@ -42,6 +42,8 @@ def check_coco(paths, images, findings, options, *, hierarchy=None, rule=None, d
     alone = len({path.name for path in paths}) == len(paths)
     names = [f"{dataset} {path.name if alone else path}".strip() for path in paths]
     files = [_read(path, name, findings, hierarchy, rule) for path, name in zip(paths, names, strict=True)]
+    if not any(file.counts["images"] + file.counts["annotations"] for file in files) and not any(findings.counts.values()):
+        raise UserError(f"{paths[0]}: has no image and no annotation; there is nothing to check")
     summary = {"files": {file.name: _summary(file) for file in files}, "images": {}}
     if images is None:
         findings.warning("images", str(paths[0].parent), None, "images were not read; give their folder with --images")
@@ -175,6 +177,11 @@ def _check_annotation(file, value, where, findings):
         findings.error("mask that cannot be read", name, where, str(error))
         return
     file.counts["masks"] += 1
+    for ring in segmentation if isinstance(segmentation, list) else ():
+        if min(ring) < -1 or max(ring[::2]) > hw[1] + 1 or max(ring[1::2]) > hw[0] + 1:  # rounding is no fault
+            findings.warning(
+                "polygon that leaves the image", name, where, f"polygon leaves the image of {hw[0]} x {hw[1]} (cut off)"
+            )
     if not area:
         file.counts["empty_masks"] += 1
         findings.warning("empty mask", name, where, "the mask covers no pixel of the image (left out)")
@@ -217,7 +224,7 @@ def _check_images(files, folder, findings, options):
     for name, picture in pictures.items():
         for file, where, hw in entries[name]:
             _compare(picture, file, where, hw, findings)
-    report_copies(pictures, owners, findings)
+    report_copies(pictures, owners, findings, within=True)
     read = sum(picture.fault is None for picture in pictures.values())
     return {
         "named": len(entries), "missing": len(entries) - len(there), "read": read, "unreadable": len(pictures) - read,

@@ -11,11 +11,11 @@ MOST_DIFFERENCE = 4.0  # mean absolute difference of the thumbnails, of 255
 ROWS = 1024  # compared at a time
 
 
-def report_copies(pictures, owners, findings):
-    """Notes copies among images.
+def report_copies(pictures, owners, findings, *, within=False):
+    """Warns of copies among images: of equal bytes in two splits (with `within` also in one), and of pictures in two splits
+    that look the same.
 
-    pictures: {name: Picture}; owners: {name: {split or None: (file, entry) that names it first}}. Copies in two splits are an
-    error for equal bytes, a warning for pictures that look the same. Equal bytes within one split: a warning.
+    pictures: {name: Picture}; owners: {name: {split or None: (file, entry) that names it first}}.
     """
     names = [name for name, picture in pictures.items() if picture.fault is None and owners.get(name)]
     equal = collections.defaultdict(list)
@@ -23,21 +23,26 @@ def report_copies(pictures, owners, findings):
         equal[pictures[name].digest].append(name)
     for group in equal.values():
         for name in group[1:]:
-            _report_equal(group[0], name, owners, findings)
+            _report_equal(group, name, owners, findings, within)
     for one, other in _alike([group[0] for group in equal.values()], pictures, owners):
-        ((split, (file, entry)),) = list(owners[other].items())[:1]
-        text = f"image {other} looks the same as {one} of split {next(iter(owners[one]))}; a copy in two splits spoils scores"
+        (file, entry), split = next(iter(owners[other].values())), next(iter(owners[one]))
+        text = f"image {other} looks the same as {one} of split {split}; splits should not share images"
         findings.warning("image that looks like one of another split", file, entry, text)
 
 
-def _report_equal(one, other, owners, findings):
-    for split, (file, entry) in owners[other].items():
-        elsewhere = next((known for known in owners[one] if known not in (split, None)), None)
-        if split is not None and elsewhere is not None:
-            text = f"image {other} is byte for byte {one} of split {elsewhere}; splits must not share images"
-            findings.error("copy of an image in another split", file, entry, text)
-        else:
-            findings.warning("image that is there twice", file, entry, f"image {other} is byte for byte the same as {one}")
+def _report_equal(group, name, owners, findings, within):
+    for split, (file, entry) in owners[name].items():
+        before = group[: group.index(name)]
+        elsewhere = [
+            (other, known) for other in before for known in owners[other] if split is not None and known not in (split, None)
+        ]
+        if elsewhere:
+            (other, known), kind = elsewhere[0], "copy of an image in another split"
+            owner = owners[other][known][0]
+            text = f"image {name} is the same file as {other} of {owner}; splits should not share images"
+            findings.warning(kind, file, entry, text)
+        elif within:
+            findings.warning("image that is there twice", file, entry, f"image {name} is the same file as {before[0]}")
 
 
 def _alike(names, pictures, owners):

@@ -1,14 +1,19 @@
 """The root of the training data sets: which of them are there, and each opened as a run opens it, counted and read."""
 
-import importlib
+import os
 import warnings
 from pathlib import Path
+
+import numpy as np
 
 from data_pipelines.checks.coco import check_coco
 from data_pipelines.checks.label_maps import check_label_maps
 from data_pipelines.checks.pictures import pick, read_pictures
 from data_pipelines.expected import EXPECTED, EXPECTED_ANNOTATIONS
+from data_pipelines.images import load_image
 from data_pipelines.kinds import KINDS
+from data_pipelines.masks import decode_segmentation
+from data_pipelines.sources import Entry, open_source
 from plum_jax.errors import UserError
 
 PLACES = {  # data set: what shows that it is meant to be there, below the root
@@ -40,31 +45,44 @@ def check_families(root, names, findings, options):
     """-> {data set: {"splits": {split: counts}, "images": counts}}. What is wrong goes to `findings`."""
     root, found = Path(root), {}
     for name in names:
-        splits = {}
-        for split in SPLITS:
+        splits, special = {}, list(_special_files(root / PLACES[name])) if name in PLACES else []
+        for path in special:
+            findings.error("pipe or device", name, None, f"{path}: is a pipe or device, which would never end; remove it")
+        if special:
+            found[name] = {"splits": splits, "images": {}}
+            continue
+        for split in [options.split] if options.split else SPLITS:
             counts = _open(root, name, split, findings, options)
             if counts is not None:
                 splits[split] = counts
-        found[name] = {"splits": splits, "images": _check_files(root, name, list(splits) or ["train"], findings, options)}
+        images = _check_files(root, name, list(splits), findings, options)
+        found[name] = {"splits": splits, "images": images}
     return found
 
 
-def open_family(root, name, split="train", **options):
-    """The Source of a data set. UserError where its files are not as they should be."""
-    kind = KINDS[name]
-    module, _, cls = kind.place.partition(":")
-    return getattr(importlib.import_module(module), cls)(root, split=split, **dict(kind.options), **options)
+def _special_files(folder):
+    """Files below a folder that a reader of whole files would wait for."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            if os.path.exists(path) and not os.path.isfile(path):
+                yield path
+
+
+def open_family(root, name, split="train"):
+    """The Source of a data set, raw or built. UserError where its files are not as they should be."""
+    return open_source(Entry(name, 1.0, str(root), split, {}), per_image=3)
 
 
 def _open(root, name, split, findings, options):
-    """Counts of a split; None where it cannot be opened, which is an error for the training split alone."""
+    """Counts of a split; None where it cannot be opened, which is an error for the split that was asked for or training."""
     where = f"{name} {split}"
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             source = open_family(root, name, split)
-    except UserError as error:
-        if split == "train":
+    except (UserError, OSError, RecursionError) as error:
+        if split in ("train", options.split):
             findings.error("data set that cannot be opened", where, None, str(error))
         elif _is_there(root, name, split):
             findings.warning("data set that cannot be opened", where, None, str(error))
@@ -75,14 +93,31 @@ def _open(root, name, split, findings, options):
         note = findings.error if reason in ERRORS else findings.warning
         note("left out", where, None, f"{count:,} x {reason}")
     for key, _, message in getattr(source, "faults", ()):
-        findings.warning("record left out", where, key, message)
+        findings.warning("record left out", where, str(key), message)
     listed = getattr(source, "listed", len(source) + sum(source.skipped.values()))
     expected = EXPECTED.get(NAMES.get(name, name), {}).get(split)
-    if expected is not None and listed != expected and options.max_images is None:
-        findings.warning(
-            "other count than the release", where, None, f"{listed:,} records, the complete data set has {expected:,}"
-        )
+    if expected is not None and listed != expected:
+        text = f"{listed:,} records, the complete data set has {expected:,}"
+        findings.warning("other count than the release", where, None, text)
+    _check_samples(source, where, findings, options)
     return {"records": len(source), "listed": listed, "expected": expected, "left_out": dict(source.skipped)}
+
+
+def _check_samples(source, where, findings, options):
+    """Draws records as training does: each must give a sample whose masks have the size of its image."""
+    for index in pick(range(len(source)), options.samples):
+        try:
+            sample = source.sample(index, np.random.default_rng([0, index]))
+            if sample.image is None or not sample.masks:
+                continue
+            hw = load_image(sample.image).shape[:2]
+            shapes = {decode_segmentation(mask).shape if isinstance(mask, dict) else mask.shape for mask in sample.masks}
+        except (UserError, ValueError, OSError, MemoryError) as error:
+            findings.error("record that cannot be drawn", where, index, str(error))
+            continue
+        for shape in sorted(shapes - {hw}):
+            text = f"{sample.image}: a mask is {shape[0]} x {shape[1]}, the image {hw[0]} x {hw[1]}"
+            findings.error("mask of another size than its image", where, index, text)
 
 
 def _is_there(root, name, split):
@@ -146,7 +181,7 @@ def _check_named(root, name, splits, findings, options):
             continue
         for index in range(len(source)):
             record = source.record(index)
-            if record["image"] is not None:
+            if isinstance(record["image"], str):  # of a build it is in memory
                 images.setdefault(record["image"], f"{name} {split}")
     chosen = pick(images, options.max_images)
     pictures = read_pictures(chosen, workers=options.workers, label=name)

@@ -5,6 +5,8 @@ import os
 
 from plum_jax.errors import UserError
 
+PATHS = "a folder of questions, a root of training data sets (docs/data), or COCO files that are splits of one data set"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -12,6 +14,8 @@ class Options:
     max_images: int | None = None  # of each data set, evenly spaced
     follow_links: bool = False
     expect: str | None = None  # "partonomy-core"
+    split: str | None = None  # of a root; None: train, and val where there is one
+    samples: int = 50  # of a root: records of each split that are drawn
 
 
 def add_flags(parser):
@@ -22,7 +26,7 @@ def add_flags(parser):
 
 def check_flags(arguments):
     """UserError for numbers that mean nothing."""
-    for name in ("workers", "max_images", "max"):
+    for name in ("workers", "max_images", "max", "samples"):
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give a whole number from 1")

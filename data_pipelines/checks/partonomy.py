@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 
 from data_pipelines.checks.core import check_core
 from data_pipelines.checks.duplicates import report_copies
@@ -17,9 +16,9 @@ from data_pipelines.folders import check_regular, within
 from data_pipelines.json_array import scan
 from data_pipelines.masks import segmentation_area
 from data_pipelines.partonomy.records import parse_question
+from data_pipelines.question_files import PATTERN
 from plum_jax.errors import UserError
 
-PATTERN = re.compile(r"^(?P<name>.*_qa_pairs(_(?P<split>[^_]+))?)\.json$")
 LAYOUT = "a JSON array of questions"
 
 
@@ -74,7 +73,7 @@ def _read_file(path, survey, findings):
     from plum_jax.console import Progress
 
     counts = collections.Counter()
-    found = {"images": set(), "objects": set(), "parts": set(), "types": collections.Counter(), "instances": set()}
+    found = {"images": set(), "objects": set(), "parts": set(), "types": collections.Counter(), "instances": set(), "asked": {}}
     split, decoder = PATTERN.match(path.name)["split"] if PATTERN.match(path.name) else None, StrictDecoder()
     try:
         check_regular(path)
@@ -121,6 +120,7 @@ def _read_entry(path, index, entry, split, survey, found, counts, findings):
             answer_spans(choice, names)
         except ValueError as error:
             findings.error("parts that are not in the text", name, index, str(error))
+    _check_doubtful(question, name, index, found, findings)
     key = instance_key(question)
     if key not in survey.instances:
         survey.instances[key] = _instance(question, name, index, survey, findings)
@@ -135,6 +135,19 @@ def _read_entry(path, index, entry, split, survey, found, counts, findings):
     for part in sorted(empty & set(question.correct_parts)):
         text = f"part {part!r} of the correct answer has only empty masks; draw it, or take it out of the answer"
         findings.error("correct part with an empty mask", name, index, text)
+
+
+def _check_doubtful(question, name, index, found, findings):
+    """Warns of a question that is asked twice, and of a wrong choice that lists the correct parts."""
+    asked = (question.image_path, question.image_label, question.highlight_box, question.question_type, question.question)
+    first = found["asked"].setdefault(hash((*asked, question.answer_choices)), index)
+    if first != index:
+        findings.warning("question that is asked twice", name, index, f"is the same question as entry {first}")
+    correct = sorted(question.correct_parts)
+    for number, parts in enumerate(question.answer_parts):
+        if number != question.correct and sorted(parts) == correct:
+            text = f"choice {number} is marked incorrect and lists the parts of the correct choice"
+            findings.warning("wrong choice with the correct parts", name, index, text)
 
 
 def instance_key(question):

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from data_pipelines.checks.families import find_datasets
-from data_pipelines.checks.partonomy import PATTERN
 from data_pipelines.folders import check_regular
+from data_pipelines.question_files import PATTERN
 from plum_jax.errors import UserError
 
 
@@ -19,9 +19,16 @@ class Target:
     datasets: tuple[str, ...] = ()
 
 
-def find_target(paths):
-    """Paths of the command line -> Target. UserError where there is nothing to read."""
+def find_target(paths, dataset=None):
+    """Paths of the command line -> Target. With a `dataset` the one path is a root that holds it, raw or built.
+
+    UserError where there is nothing to read.
+    """
     paths = [Path(path) for path in paths]
+    if dataset is not None and (len(paths) > 1 or not paths[0].is_dir()):
+        raise UserError(f"{paths[0]}: is no folder; give the root that holds {dataset}")
+    if dataset is not None:
+        return Target("root", paths[0], datasets=(dataset,))
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such folder or file; give a folder of questions, a COCO file, or a root of data sets")

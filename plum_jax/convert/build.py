@@ -15,9 +15,9 @@ from plum_jax.models import plum
 TOWERS = ("llama/", "clip/", "sam_encoder/", "projector/")  # stored in bfloat16 by --dtype bf16; the heads stay float32
 IGNORED = (  # tensors that carry nothing, and why
     (r"rotary_emb\.inv_freq$", "follows from rope_theta"),
-    (r"^seg_h_ref$|^teacher_llm\.", "copies made in training (M 6.1, M D18)"),
+    (r"^seg_h_ref$|^teacher_llm\.", "copies made in training"),
     (r"^vision_model\.embeddings\.position_ids$", "counts from 0"),
-    (r"^vision_model\.post_layernorm\.", "behind the layer that PLUM takes (M 1.3)"),
+    (r"^vision_model\.post_layernorm\.", "behind the layer that PLUM takes"),
 )
 NEW_ROW_STD = 0.02  # of the embeddings of tokens that the source does not have (M 1.5)
 
@@ -87,7 +87,7 @@ def _missing(targets, tensors):
 def _reason(name, config, ignore):
     layer = re.match(r"vision_model\.encoder\.layers\.(\d+)\.", name)
     if layer and int(layer.group(1)) >= config.clip.depth:
-        return "behind the layer that PLUM takes (M 1.3)"
+        return "behind the layer that PLUM takes"
     if ignore and re.search(ignore, name):
         return "--ignore"
     if name.startswith("mask_pooler.") and not config.feedback:
@@ -146,7 +146,14 @@ def stream(config, jobs, writer, dtype, advance):
             stored = (
                 jnp.bfloat16 if dtype == "bf16" and rule.path.startswith(TOWERS) and "/lora_" not in rule.path else np.float32
             )
-            writer.add(rule.path, ours.astype(stored), layer, None if layer is None else len(rule.layers))
+            with np.errstate(over="ignore"):  # what float64 has and float32 has not is infinite, and refused
+                ours = ours.astype(stored)
+            if not np.isfinite(ours).all():
+                raise UserError(
+                    f"{job.tensor.file}: {job.name} holds NaN, infinity or a number too large for {ours.dtype}; it is damaged, "
+                    "or its training diverged"
+                )
+            writer.add(rule.path, ours, layer, None if layer is None else len(rule.layers))
         advance(array.nbytes)
     return new_rows
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 
 from plum_jax import cli, console
 from plum_jax.errors import UserError
@@ -64,6 +65,17 @@ def _check(args):
         raise UserError("give one of --plum, --llava (from PyTorch) or --checkpoint (to PyTorch); see plum convert --help")
     if bool(args.checkpoint) != bool(args.to):
         raise UserError("--checkpoint and --to go together: plum convert --checkpoint C --to plum|peft|hf --out DIR")
+    of_the_other = ("sam", "clip", "adapter", "merge_adapter", "verify", "tokenizer", "hf_config", "no_feedback", "ignore")
+    extra = [name for name in of_the_other if getattr(args, name)] if args.checkpoint else []
+    if extra:
+        raise UserError(f"--{extra[0].replace('_', '-')}: is of conversions from PyTorch; leave it out with --checkpoint")
+    if args.format != "safetensors" and not args.checkpoint:
+        raise UserError(f"--format {args.format}: is of exports with --checkpoint; leave it out")
+    if args.ignore:
+        try:
+            re.compile(args.ignore)
+        except re.error as error:
+            raise UserError(f"--ignore {args.ignore!r}: is not a regular expression ({error}); escape it") from None
     if args.llava and not args.sam:
         raise UserError("--llava holds no mask decoder; give SAM to --sam, such as sam_vit_h_4b8939.pth")
     if args.tagger_heads < 1:

@@ -1,7 +1,6 @@
 """`plum convert --checkpoint C --to plum|peft|hf`: a run or base weights -> the files that PyTorch programs read."""
 
 import dataclasses
-import os
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from plum_jax.convert.keys import POOLER_COPIES, SAM, rules
 from plum_jax.convert.shards import ShardWriter
 from plum_jax.errors import UserError
 from plum_jax.models.plum import PlumConfig
+from plum_jax.partial_folder import partial_folder
 
 LLAMA = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 
@@ -39,15 +39,11 @@ def export(path, to, out, *, form="safetensors"):
     if to == "plum" and opened.missing:
         parts = ", ".join(PARTS[part] for part in opened.missing)
         raise UserError(f"{path}: {parts} never trained; train first, or export with --to hf")
+    if to == "plum":
+        metadata.check_plum(opened.config)
     out = Path(out).absolute()
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        {"plum": _plum, "peft": _peft, "hf": _hf}[to](opened, partial, form)
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with partial_folder(out) as folder:
+        {"plum": _plum, "peft": _peft, "hf": _hf}[to](opened, folder, form)
     print(f"Wrote {out} in {console.duration(time.monotonic() - began)}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if to == "plum":
         print(f"Next: plum convert --plum {out} --clip CLIP-FOLDER --out BASE reads it back")
@@ -140,5 +136,8 @@ def _copies(name):
 
 
 def _save_tokenizer(opened, folder):
-    """With <im_start> and <im_end> among its tokens, whether or not the source had them."""
+    """With <im_start> and <im_end> among its tokens, whether or not the source had them; the sentencepiece model too."""
     opened.tokenizer.save_pretrained(folder)
+    model = Path(opened.base, "tokenizer", "tokenizer.model")
+    if opened.base and model.is_file():
+        shutil.copy2(model, folder / model.name)

@@ -17,6 +17,14 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+def check_plum(config):
+    """UserError for a PlumConfig that the published program would compute otherwise."""
+    if config.llama.rope_theta != ROPE_THETA:
+        raise UserError(
+            f"config.model.llama.rope_theta: {config.llama.rope_theta} is not {ROPE_THETA}, PLUM's only; export with --to hf"
+        )
+
+
 def write_plum(folder, config, *, dtype, clip=CLIP_NAME, max_positions=4096):
     """config.json and generation_config.json of a merged PLUM checkpoint (M 9.1).
 
@@ -29,11 +37,8 @@ def write_plum(folder, config, *, dtype, clip=CLIP_NAME, max_positions=4096):
     Raises:
       UserError: the published program would compute something else.
     """
+    check_plum(config)
     llama = config.llama
-    if llama.rope_theta != ROPE_THETA:
-        raise UserError(
-            f"config.model.llama.rope_theta: {llama.rope_theta} is not {ROPE_THETA}, PLUM's only; export with --to hf"
-        )
     projector = {"mm_projector_type": "mlp2x_gelu"} if config.projector == "mlp" else {}  # LLaVA-1.5's word for two layers
     entries = dict(
         _llama(llama, dtype, max_positions),

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import shlex
 import sys
 import time
 
@@ -16,6 +17,7 @@ from plum_jax.convert.metadata import TOKENIZER_FILES, copy_tokenizer
 from plum_jax.convert.plan import make_plan
 from plum_jax.errors import UserError
 from plum_jax.models.plum import PlumConfig
+from plum_jax.partial_folder import partial_folder
 from plum_jax.run_record import sha256_of, versions
 
 MB = 1 << 20
@@ -33,29 +35,35 @@ def convert(args):
     model = PlumConfig.from_dict(plan.model)
     assignment = build.assign(model, plan.tensors, plan.copies, args.ignore)
     _describe(plan, assignment)
-    writer = BaseWriter(args.out)
     try:
-        build.check_copies(assignment.copies)
-        new_rows = _stream(model, assignment.jobs, writer, args.dtype)
-        writer.commit()
-        copy_tokenizer(plan.tokenizer, writer.partial / "tokenizer")
-        stored = _store_outputs(writer, model, assignment.missing)
-        rows = _verify(plan, model, writer) if args.verify else None
-        print("Hashing the sources...", flush=True)
-        writer.finish(_config(args, plan), _about(args, plan, assignment, new_rows, rows))
-    except BaseException:
-        writer.discard()
-        raise
+        with partial_folder(args.out) as folder:
+            stored, new_rows = _write(args, plan, model, assignment, BaseWriter(folder))
     finally:
         files.close()
     count = len(assignment.jobs) + len(assignment.copies)
     print(f"{count:,} tensors read, {count:,} used, 0 left over; {stored} outputs stored, which loading checks")
+    if new_rows:
+        print(f"{new_rows} rows of tokens that the source does not have were drawn at random")
     print(f"Wrote {args.out} in {console.duration(time.monotonic() - began)}")
+    out = shlex.quote(str(args.out))
     if assignment.missing:
-        print(f"Next: plum train --config=configs/plum.py --config.base={args.out} --config.data.folder=DIR --workdir=W")
+        print(f"Next: plum train --config=configs/plum.py --config.base={out} --config.data.folder=DIR --workdir=W")
     else:
-        print(f"Next: plum predict IMAGES --checkpoint={args.out} --prompt='What visible parts does ... have?' --out=preds")
+        print(f"Next: plum predict IMAGES --checkpoint={out} --prompt='What visible parts does ... have?' --out=preds")
     return 0
+
+
+def _write(args, plan, model, assignment, writer):
+    """-> (number of outputs that are stored for the check after loading, number of token rows that were drawn)."""
+    build.check_copies(assignment.copies)
+    new_rows = _stream(model, assignment.jobs, writer, args.dtype)
+    writer.commit()
+    copy_tokenizer(plan.tokenizer, writer.folder / "tokenizer")
+    stored = _store_outputs(writer, model, assignment.missing)
+    rows = _verify(plan, model, writer) if args.verify else None
+    print("Hashing the sources...", flush=True)
+    writer.finish(_config(args, plan), _about(args, plan, assignment, new_rows, rows))
+    return stored, new_rows
 
 
 def _describe(plan, assignment):
@@ -90,7 +98,7 @@ def _reader(writer):
     def take(path, layers=None):
         shape, stacked = writer.parameters[path]["shape"], writer.parameters[path]["stacked"]
         wanted = [None] if not stacked else range(shape[0]) if layers is None else layers
-        found = read_slices(writer.partial / "params", writer.parameters, [(path, layer) for layer in dict.fromkeys(wanted)])
+        found = read_slices(writer.folder / "params", writer.parameters, [(path, layer) for layer in dict.fromkeys(wanted)])
         return np.stack([found[path, layer] for layer in wanted]) if stacked else found[path, None]
 
     return take
@@ -100,7 +108,7 @@ def _store_outputs(writer, model, missing):
     take = _reader(writer)
     params = {path: take(path, selfcheck.layers_of(model, path)) for path in selfcheck.parameters(model, missing)}
     outputs = selfcheck.outputs(model, missing, params, chosen=True)
-    np.savez(writer.partial / "check.npz", **outputs)
+    np.savez(writer.folder / "check.npz", **outputs)
     return len(outputs)
 
 

@@ -1,6 +1,5 @@
 """From the flags of `plum convert` to what will be read: sources, tensors by name, the model's sizes, the tokenizer."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from plum_jax.convert.adapter import Adapter, merge_adapter, read_adapter
 from plum_jax.convert.keys import SAM
 from plum_jax.convert.metadata import TOKENIZER_FILES
 from plum_jax.convert.sizes import model_config
-from plum_jax.convert.sources import Source, open_clip, open_language, open_sam
+from plum_jax.convert.sources import Source, open_clip, open_language, open_sam, read_config
 from plum_jax.errors import UserError
 
 LORA_DROPOUT = 0.05  # of the reference (M 7.2), where no adapter_config.json says another
@@ -52,6 +51,7 @@ def make_plan(args):
     vocab = len(load_tokenizer(tokenizer))
     whole = language._replace(tensors=tensors)
     model = model_config(whole, sources["--sam"], sources["--clip"], vocab=vocab, lora=lora, tagger_heads=args.tagger_heads)
+    _check_vocabulary(tokenizer, language)
     if args.no_feedback:
         model["feedback"] = False
     return Plan(sources, tensors, copies, model, tokenizer, {flag: count for flag, count in replaced.items() if count})
@@ -64,10 +64,7 @@ def _language(args):
             f"{args.plum}: has no span tagger (token_to_mask_fcs), it is not PLUM; give it to --llava, with --sam and --clip"
         )
     if args.hf_config:
-        try:
-            language = language._replace(facts=json.loads(Path(args.hf_config).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{args.hf_config}: cannot be read as JSON ({error}); give a config.json") from error
+        language = language._replace(facts=read_config(Path(args.hf_config)))
     return language
 
 
@@ -96,6 +93,17 @@ def _adapters(args, tensors, sources):
         tensors.update(adapter.tensors)
     rank = 0 if args.merge_adapter else adapter.rank
     return {"lora_rank": rank, "lora_alpha": adapter.alpha, "lora_dropout": adapter.dropout}
+
+
+def _check_vocabulary(folder, language):
+    """UserError for a tokenizer of another model: some of its words would have no rows in the token table."""
+    tokenizer = load_tokenizer(folder)
+    rows = language.tensors["model.embed_tokens.weight"].shape[0]
+    if rows < tokenizer.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} words, the token table of {language.path} {rows} rows; give "
+            "the tokenizer of that model to --tokenizer"
+        )
 
 
 def _tokenizer(args, language):

@@ -33,6 +33,8 @@ class Source(NamedTuple):
 
 def read(path):
     """A folder with shards, or one file -> {name: Tensor}."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file or folder; check the path")
     return read_folder(path) if Path(path).is_dir() else read_file(path)
 
 
@@ -58,22 +60,29 @@ def read_facts(path):
     """config.json beside the weights -> dictionary, {} when there is none. UserError when it is not JSON."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     file = folder / "config.json"
-    if not file.is_file():
-        return {}
+    return read_config(file) if file.is_file() else {}
+
+
+def read_config(file):
+    """A config.json -> dictionary. UserError when it is not JSON, or no object."""
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: is not valid JSON ({error}); download it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error}); download it again") from error
     if not isinstance(facts, dict):
         raise UserError(f"{file}: holds a {type(facts).__name__}, not an object; download it again")
     return facts
 
 
-def _complete(name, facts):
+def _complete(name, facts, path):
     """A config.json of transformers with what it leaves out because it is the default of that class."""
     import transformers
 
-    return getattr(transformers, name).from_dict(facts).to_dict() if facts else facts
+    try:
+        return getattr(transformers, name).from_dict(facts).to_dict() if facts else {}
+    except Exception as error:  # of the checks of transformers, which are of many types
+        detail = " ".join(str(error).split())
+        raise UserError(f"{path}: config.json is not one of {name} ({detail}); download it again") from error
 
 
 def open_language(path, flag):
@@ -86,7 +95,7 @@ def open_language(path, flag):
     zero = is_zero(path)
     tensors = rename(read_zero(path) if zero else training_names(read(path)), [TOWER])
     if any(re.match(r"(model\.)?(language_model|multi_modal_projector)\.", name) for name in tensors):
-        return Source("llava_hf", path, rename(tensors, LLAVA_HF), _complete("LlavaConfig", read_facts(path)))
+        return Source("llava_hf", path, rename(tensors, LLAVA_HF), _complete("LlavaConfig", read_facts(path), path))
     if "model.embed_tokens.weight" not in tensors:
         first = next(iter(tensors), "none")
         raise UserError(
@@ -128,4 +137,4 @@ def open_clip(path):
             f"{path}: is no CLIP vision tower (no vision_model.embeddings); give --clip a folder of clip-vit-large-patch14"
         )
     facts = read_facts(path)
-    return Source("clip", Path(path), tensors, _complete("CLIPVisionConfig", facts.get("vision_config", facts)))
+    return Source("clip", Path(path), tensors, _complete("CLIPVisionConfig", facts.get("vision_config", facts), path))

@@ -98,7 +98,9 @@ def read_run(folder):
     evaluations = _find_evaluations(work)
     metrics = _columns(read_metrics(work))
     if not evaluations and not metrics:
-        raise UserError(f"{folder}: holds neither metrics.csv nor an evaluation; give a folder that plum wrote")
+        raise UserError(
+            f"{folder}: holds neither metrics.csv nor an evaluation; give a run that has logged a step, or an evaluation"
+        )
     split = "test" if any(e[1] == "test" for e in evaluations) else (evaluations[0][1] if evaluations else "")
     chosen = [e for e in evaluations if e[1] == split]
     config = _read_json(work / "config.json")

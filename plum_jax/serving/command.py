@@ -60,8 +60,17 @@ def check_new(out):
     out = Path(out)
     found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     other = [name for name in found if name not in known and not name.endswith(".stablehlo")]
-    if MANIFEST in found or other:
-        raise UserError(f"{out}: holds {(other or [MANIFEST])[0]} already; give another --out or delete the folder")
+    if found and (MANIFEST in found or other or not _stopped(out)):
+        shown = (other or [name for name in found if name == MANIFEST] or found)[0]
+        raise UserError(f"{out}: holds {shown} already; give another --out or delete the folder")
+
+
+def _stopped(out):
+    """Whether run.json says that an export began here: only then are its parameters and tokenizer ours to replace."""
+    try:
+        return json.loads((out / "run.json").read_text(encoding="utf-8"))["command"] == "export"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def parse_platforms(text):

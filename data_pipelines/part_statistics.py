@@ -1,4 +1,4 @@
-"""Numbers about a data set of parts: what it holds, how large its masks are, how alike the choices of its questions (D 2.5)."""
+"""Numbers about a data set of parts: what it holds, how large its masks are, which parts occur together (D 2.5)."""
 
 import collections
 import dataclasses
@@ -23,12 +23,6 @@ class Statistics:
     areas: list = dataclasses.field(default_factory=list)  # shares of the image
     parts_of_object: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # {number: objects}
     unreadable_masks: int = 0
-    types: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    positions: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # of the correct choice
-    object_positions: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    answer_parts: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # {number: questions}
-    overlap: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(list))  # {type: [(mean, max, min)]}
-    word_overlap: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
     left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add_object(self, image, label, parts, areas, unreadable=0):
@@ -44,17 +38,6 @@ class Statistics:
         self.parts_of_object[len(names)] += 1
         self.unreadable_masks += unreadable
 
-    def add_question(self, question):
-        self.images.add(question.image_path)
-        self.types[question.question_type] += 1
-        self.positions[question.correct] += 1
-        if question.object_correct is not None:
-            self.object_positions[question.object_correct] += 1
-        self.answer_parts[len(question.correct_parts)] += 1
-        kind, right = question.question_type, question.correct
-        self.overlap[kind].append(_spread(question.answer_parts, right, set))
-        self.word_overlap[kind].append(_spread(question.answer_choices, right, _words))
-
     def summary(self):
         """Everything as plain JSON."""
         masks = list(self.masks.values())
@@ -67,36 +50,8 @@ class Statistics:
             "parts_per_object": {str(n): count for n, count in sorted(self.parts_of_object.items())},
             "by_object": dict(self.objects.most_common()), "by_part": dict(self.parts.most_common()),
             "together": [[*pair, count] for pair, count in together],
-            "questions": sum(self.types.values()), "types": dict(sorted(self.types.items())),
-            "correct_position": {str(n): count for n, count in sorted(self.positions.items())},
-            "correct_object_position": {str(n): count for n, count in sorted(self.object_positions.items())},
-            "parts_in_answer": {str(n): count for n, count in sorted(self.answer_parts.items())},
-            "answer_overlap": {"parts": _overlaps(self.overlap), "words": _overlaps(self.word_overlap)},
             "left_out": dict(self.left_out),
         }  # fmt: skip
-
-
-def _spread(choices, right, as_set):
-    """Jaccard overlap of the correct choice with each wrong one -> (mean, max, min)."""
-    correct = as_set(choices[right])
-    found = [jaccard(correct, as_set(choice)) for i, choice in enumerate(choices) if i != right]
-    return sum(found) / len(found), max(found), min(found)
-
-
-def jaccard(one, other):
-    return len(one & other) / len(one | other) if one | other else 1.0
-
-
-def _words(answer):
-    """Words of the list at the end of an answer: what stands before the colon all choices share (D 2.5)."""
-    return set(answer.rpartition(":")[2].replace(",", " ").replace(".", " ").lower().split()) - {"and"}
-
-
-def _overlaps(found):
-    return {
-        kind: dict(zip(("mean", "mean_of_max", "mean_of_min"), np.round(np.mean(rows, axis=0), 4).tolist(), strict=True))
-        for kind, rows in sorted(found.items())
-    }
 
 
 def _describe(values):

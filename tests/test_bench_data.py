@@ -1,0 +1,23 @@
+import json
+
+from tools import bench_data
+
+
+def test_the_benchmark_of_the_data(tmp_path, capsys):
+    """Every stage is timed, what was optimised is equal to what it replaced, and the JSON on stdout is that of the file."""
+    bench_data.main(["--images=2", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert json.loads(capsys.readouterr().out) == results
+    stages = {"decode", "sam_resize", "clip_resize", "masks", "tokens", "batch", "whole_row_and_batch"}
+    assert results["milliseconds_by_stage"].keys() == stages and min(results["milliseconds_by_stage"].values()) > 0
+    assert all(found["equal"] for found in results["optimisations"].values()) and len(results["optimisations"]) == 2
+    assert results["other_resizers"]["clip, JPEG draft mode (with decoding)"]["equal"] is False
+    need = results["thirteen_billion_on_eight_h200"]
+    assert need["images_per_second_wanted"] == 4 * need["images_per_second_of_the_step"] > 100
+    assert need["workers_wanted"] * need["images_per_second_of_a_worker"] > 100
+
+
+def test_arithmetic():
+    need = bench_data.arithmetic(100.0)
+    assert abs(need["images_per_second_of_the_step"] - 8 * 790 * 0.45 / (4 * 13.312 + 0.75 * 5.9)) < 1e-9
+    assert need["workers_wanted"] == need["images_per_second_wanted"] / 100
