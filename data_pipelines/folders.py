@@ -1,7 +1,9 @@
 """Folders of data sets when a source is opened: index files that are read once, and which images are there."""
 
+import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 from plum_jax.errors import UserError
@@ -10,6 +12,7 @@ from plum_jax.errors import UserError
 def read_json(path, advice):
     """The content of a JSON file; UserError where it is missing, with `advice` on where it comes from, or not JSON."""
     try:
+        check_regular(path)
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; {advice}") from error
@@ -47,6 +50,25 @@ def inside(name):
         return False
     steps = name.replace("\\", "/").split("/")
     return steps[0] != "" and ":" not in steps[0] and ".." not in steps and "\0" not in name
+
+
+def within(root, name, *, follow_links=False):
+    """Path of the file `name` in the folder `root`. UserError when the name, or unless `follow_links` a link, leaves it.
+
+    A data set that somebody else made may hold a link to any file of this machine, which a gallery would then show.
+    """
+    if not inside(name):
+        raise UserError(f"{str(name)[:200]!r}: leaves the folder {root}; give a path relative to it, without ..")
+    path = Path(root) / name
+    if not follow_links and not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
+        raise UserError(f"{path}: is a link out of {root}; copy the file there, or pass --follow-links if the link is yours")
+    return path
+
+
+def check_regular(path):
+    """OSError when `path` is missing, or a folder, a device or a pipe, which would be read for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EISDIR, "a folder, device or pipe, not a file", str(path))
 
 
 def stems(folder, suffixes, advice):

@@ -1,4 +1,4 @@
-"""Questions of a PARTONOMY folder -> one static HTML page: images with their masks, answers with their parts, an index."""
+"""Samples of a data set -> one static HTML page: images with their masks, answers with their parts, an index."""
 
 import collections
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 import plum_jax.report
 from data_pipelines.conversation import answer_spans
+from data_pipelines.folders import within
 from data_pipelines.images import load_image
 from data_pipelines.masks import part_masks
 from data_pipelines.partonomy.records import Question
@@ -52,17 +53,28 @@ class Turn:
 
 @dataclass(frozen=True)
 class Card:
-    entry: Entry
+    """What the page shows of a sample."""
+
+    title: str
+    kind: str
+    where: str  # file, entry and image
     picture: str  # data URI, "" when the image cannot be read
     turns: list[Turn]
-    others: list[Piece]  # parts with a mask that the correct answer does not name
+    others: list[Piece]  # what has a mask and is not named by the answer
     problems: list[str]
-    box: tuple | None  # left, top, width, height of the highlight box, in percent of the square that shows the image
+    box: tuple | None = None  # left, top, width, height of the highlight box, in percent of the square that shows the image
 
 
-def render(folder, entries, heading):
-    """[Entry] -> HTML text without scripts or outside addresses, the same for the same entries."""
-    cards = [make_card(folder, entry) for entry in entries]
+def render(folder, entries, heading, *, follow_links=False):
+    """[Entry] -> HTML text of `page`, the same for the same entries. Links out of the folder are followed if they may be."""
+    cards = [make_card(folder, entry, follow_links=follow_links) for entry in entries]
+    objects = index_of((entry.question.image_label, number) for number, entry in enumerate(entries, 1))
+    parts = index_of((part, number) for number, entry in enumerate(entries, 1) for part in _visible(entry.question))
+    return page(cards, heading, "question", {"objects": objects, "parts with a mask": parts})
+
+
+def page(cards, heading, noun, indices):
+    """[Card] -> HTML text without scripts or outside addresses. `indices`: {what: [(name, [numbers of cards])]}."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -70,25 +82,22 @@ def render(folder, entries, heading):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["words"] = lambda name: name.replace("_", " ")
-    return environment.get_template("gallery.html").render(
-        heading=heading,
-        cards=cards,
-        objects=_index((entry.question.image_label, number) for number, entry in enumerate(entries, 1)),
-        parts=_index((part, number) for number, entry in enumerate(entries, 1) for part in _visible(entry.question)),
-        style=Markup("".join(path.read_text(encoding="utf-8") for path in STYLES)),
+    style = Markup("".join(path.read_text(encoding="utf-8") for path in STYLES))
+    text = environment.get_template("gallery.html").render(
+        heading=heading, cards=cards, noun=noun, indices=list(indices.items()), style=style
     )
+    return text.encode("utf-8", "replace").decode("utf-8")  # a JSON file may hold halves of surrogate pairs
 
 
-def make_card(folder, entry):
+def make_card(folder, entry, *, follow_links=False):
     """Entry -> Card. An image or mask that cannot be read is named in `problems`."""
     question, problems = entry.question, []
     picture, size, masks, box = "", None, {}, None
     try:
-        image = load_image(Path(folder) / question.image_path)
+        image = load_image(within(folder, question.image_path, follow_links=follow_links))
         picture, size = jpeg_uri(image)
         box = _box(question.highlight_box, image.shape[:2])
-    except UserError as error:
+    except (UserError, ValueError) as error:  # ValueError: of a name that no path can have
         problems.append(str(error))
     for part in _visible(question) if size else ():
         try:
@@ -99,7 +108,7 @@ def make_card(folder, entry):
 
     def piece(text, part):
         number, colour = colours[part]
-        return Piece(text, part, number, colour, _overlay(masks.get(part), size, colour))
+        return Piece(text, part, number, colour, overlay(masks.get(part), size, colour))
 
     try:
         spans = answer_spans(question.answer_choices[question.correct], question.correct_parts)
@@ -111,7 +120,9 @@ def make_card(folder, entry):
     if question.object_question:
         turns.insert(0 if question.question_type == "whole_to_part" else 1, _object_turn(question))
     others = [piece(part, part) for part in colours if part not in named]
-    return Card(entry, picture, turns, others, problems, box)
+    where = f"{entry.file}, entry {entry.index} · {question.image_path}"
+    kind = f"{question.question_type.replace('_', ' ')}, {entry.split}"
+    return Card(question.image_label, kind, where, picture, turns, others, problems, box)
 
 
 def _visible(question):
@@ -141,7 +152,7 @@ def _choices(texts, correct):
     return [(text, number == correct) for number, text in enumerate(texts)]
 
 
-def _overlay(mask, size, colour):
+def overlay(mask, size, colour):
     """None without a mask or a pixel in it."""
     if mask is None or not mask.any():
         return None
@@ -157,7 +168,7 @@ def _box(box, hw):
     return tuple(round(100 * value / side, 2) for value in (left, top, box[2] - box[0], box[3] - box[1]))
 
 
-def _index(pairs):
+def index_of(pairs):
     """(name, number of the card) -> [(name, [numbers])], sorted by name."""
     found = collections.defaultdict(list)
     for name, number in pairs:

@@ -6,8 +6,9 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data_pipelines.folders import check_regular
 from plum_jax.errors import UserError
 
 # A broken EXIF block costs only the orientation. A filter for the process, as images are read in several threads.
@@ -40,10 +41,14 @@ def open_image(path):
     Raises UserError when missing, unreadable, absurdly large, or with pixel values whose scale nobody can know.
     """
     try:
+        if not isinstance(path, StoredImage):
+            check_regular(path)  # a pipe would wait for ever
         with Image.open(io.BytesIO(path.data) if isinstance(path, StoredImage) else path) as image:
             return _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image; check the path") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a readable image (of no format that is known); replace or remove it") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; shrink the image") from error
     except BROKEN as error:

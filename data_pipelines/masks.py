@@ -126,6 +126,22 @@ def _show(value):
 
 def decode_segmentation(entry):
     """One segmentation entry of D 1.3 (run lengths, polygon, or wrapped) -> uint8[H, W]. ValueError when malformed."""
+    entry = _unwrap(entry)
+    if "counts" in entry:
+        return decode_rle(entry["counts"], entry["size"])
+    return decode_polygon(entry["polygon"], entry["size"])
+
+
+def segmentation_area(entry):
+    """One segmentation entry of D 1.3 -> ((H, W), area); run lengths are not decoded. ValueError when malformed."""
+    entry = _unwrap(entry)
+    if "counts" in entry:
+        return tuple(entry["size"]), rle_area(entry["counts"], entry["size"])
+    return tuple(entry["size"]), int(np.count_nonzero(decode_polygon(entry["polygon"], entry["size"])))
+
+
+def _unwrap(entry):
+    """The entry itself, with a size that is an image's and either counts or polygon. ValueError otherwise."""
     if isinstance(entry, dict) and "segmentation" in entry:
         entry = entry["segmentation"]
     if not isinstance(entry, dict) or "size" not in entry:
@@ -135,11 +151,9 @@ def decode_segmentation(entry):
         raise ValueError(f"segmentation has size {_show(size)}, not two positive whole numbers [height, width]")
     if size[0] * size[1] > MOST_PIXELS:
         raise ValueError(f"segmentation has size {_show(size)}, larger than any image that can be read")
-    if "counts" in entry:
-        return decode_rle(entry["counts"], entry["size"])
-    if "polygon" in entry:
-        return decode_polygon(entry["polygon"], entry["size"])
-    raise ValueError("segmentation has neither counts nor polygon")
+    if "counts" not in entry and "polygon" not in entry:
+        raise ValueError("segmentation has neither counts nor polygon")
+    return entry
 
 
 def part_masks(segmentations, hw):

@@ -14,7 +14,7 @@ import pickle
 import struct
 from pathlib import Path
 
-from data_pipelines.folders import read_json
+from data_pipelines.folders import check_regular, read_json
 from plum_jax.cache import cache_dir
 from plum_jax.errors import UserError
 
@@ -62,6 +62,7 @@ def read_refs(folder, name, advice):
 
 def _load_pickle(path):
     try:
+        check_regular(path)
         with open(path, "rb") as file:  # Python 2 wrote them: its strings are bytes
             return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
     except _Refused as error:

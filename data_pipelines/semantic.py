@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.class_names import ADE20K, COCO_STUFF
-from data_pipelines.folders import read_json, stems
+from data_pipelines.folders import check_regular, read_json, stems
 from data_pipelines.images import BROKEN
 from data_pipelines.masks import encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
@@ -155,6 +155,7 @@ def _mapillary_name(label, number, path, ask_void):
 def read_label_map(path):
     """uint8 or uint16[H, W] pixel values. UserError for a file that is missing, broken, or a picture in colours."""
     try:
+        check_regular(path)
         with Image.open(path) as image:
             if image.mode not in MODES:
                 raise UserError(

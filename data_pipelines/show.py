@@ -1,11 +1,14 @@
-"""`plum data show DIR`: a page of questions with their images, masks and answers, to look at a data set."""
+"""`plum data show PATH`: a page of samples with their images, masks and answers, to look at a data set."""
 
 import difflib
 import random
 from pathlib import Path
 
+from data_pipelines.checks.options import PATHS
+from data_pipelines.checks.targets import find_target
 from data_pipelines.gallery import Entry, render
 from data_pipelines.question_files import question_files, readable_questions, split_of
+from data_pipelines.samples import sample_page
 from plum_jax import cli
 from plum_jax.errors import UserError
 
@@ -27,33 +30,43 @@ def main(argv=None):
         raise UserError(f"--max {arguments.max}: give the number of questions to show, at least 1")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"{out}: cannot be written; give --out a file in a folder that exists")
+    target = find_target(arguments.paths)
     wanted = {name: getattr(arguments, name) for name in FILTERS if getattr(arguments, name) is not None}
-    entries = matching(read_entries(arguments.folder), wanted)
+    if target.kind != "questions":
+        if wanted:
+            raise UserError(f"--{next(iter(wanted))} chooses questions; {arguments.paths[0]} holds none, leave it out")
+        text, count = sample_page(target, arguments.max, images=arguments.images, follow_links=arguments.follow_links)
+        write_text(out, text)
+        print(f"{count} samples: {out} ({size(out.stat().st_size)}, open in a browser)")
+        return 0
+    entries = matching(read_entries(target.folder, target.files), wanted)
     chosen = choose(entries, arguments.max, arguments.seed)
-    name = Path(arguments.folder).resolve().name
-    write_text(out, render(arguments.folder, chosen, ", ".join([f"Questions of {name}", *wanted.values()])))
+    heading = ", ".join([f"Questions of {target.folder.resolve().name}", *wanted.values()])
+    write_text(out, render(target.folder, chosen, heading, follow_links=arguments.follow_links))
     print(f"{len(chosen)} of {len(entries)} questions: {out} ({size(out.stat().st_size)}, open in a browser)")
     return 0
 
 
 def _parser():
-    parser = cli.Parser(prog="plum data show", description="Write one HTML file that shows questions of a PARTONOMY folder.")
-    parser.add_argument("folder", help="dataset folder: *_qa_pairs_{train,val,test}.json and images/")
+    parser = cli.Parser(prog="plum data show", description="Write one HTML file that shows samples of a data set.")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=PATHS)
     parser.add_argument("--out", required=True, help="HTML file to write")
-    parser.add_argument("--max", type=int, default=60, help="most questions to show (default 60)")
-    parser.add_argument("--split", help="only this split")
-    parser.add_argument("--type", help="only this question type")
-    parser.add_argument("--part", help="only images of objects with a mask of this part")
-    parser.add_argument("--object", help="only this object")
+    parser.add_argument("--max", type=int, default=60, help="most samples to show (default 60)")
+    parser.add_argument("--images", help="for COCO files: folder of their images")
+    parser.add_argument("--follow-links", action="store_true", help="show images behind links that lead out of the folder")
+    parser.add_argument("--split", help="only questions of this split")
+    parser.add_argument("--type", help="only questions of this type")
+    parser.add_argument("--part", help="only questions about objects with a mask of this part")
+    parser.add_argument("--object", help="only questions about this object")
     parser.add_argument("--seed", type=int, default=0, help="another seed chooses other questions (default 0)")
     return parser
 
 
-def read_entries(folder):
+def read_entries(folder, files=None):
     """-> [Entry] of every question that can be read, in the order of the files. UserError when there is none."""
     entries = [
         Entry(path.name, split_of(path), index, question)
-        for path in question_files(folder)
+        for path in files or question_files(folder)
         for index, question in readable_questions(path)[0]
     ]
     if not entries:

@@ -1,4 +1,4 @@
-"""`plum data stats DIR`: what the questions of a PARTONOMY folder ask and show, per split and together (D 2.5, D 6.1)."""
+"""`plum data stats PATH`: what a data set holds; of questions what they ask and show, per split and together (D 2.5, D 6.1)."""
 
 import collections
 import itertools
@@ -7,8 +7,13 @@ import statistics
 import sys
 from pathlib import Path
 
+from data_pipelines.checks.findings import printable
+from data_pipelines.checks.options import PATHS, check_flags
+from data_pipelines.checks.targets import find_target
 from data_pipelines.masks import decode_segmentation, rle_area
 from data_pipelines.question_files import question_files, readable_questions, split_of
+from data_pipelines.stats_sources import describe
+from data_pipelines.stats_text import as_text
 from plum_jax import cli
 from plum_jax.errors import UserError
 
@@ -21,26 +26,38 @@ COUNTS = ("images", "questions", "objects", "parts", "object_part_pairs", "masks
 def main(argv=None):
     from plum_jax.console import progress
 
-    parser = cli.Parser(prog="plum data stats", description="Count what the question files of a PARTONOMY folder ask and show.")
-    parser.add_argument("folder", help="dataset folder: *_qa_pairs_{train,val,test}.json; the images are not read")
+    parser = cli.Parser(
+        prog="plum data stats", description="Count what a data set holds. Images of questions and of COCO files are not read."
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=PATHS)
+    parser.add_argument("--hierarchy", help="for COCO files: YAML {object: [part categories]}")
+    parser.add_argument("--samples", type=int, default=500, help="of a root: samples drawn from each data set (default 500)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args(argv)
-    report = folder_stats(arguments.folder, lambda items, label: progress(items, label=label, unit="question"))
+    check_flags(arguments)
+    target = find_target(arguments.paths)
+    if target.kind != "questions":
+        report = describe(target, hierarchy=arguments.hierarchy, most=arguments.samples)
+        print(json.dumps(report, indent=2) if arguments.json else as_text(report))
+        return 0
+    report = folder_stats(
+        target.folder, target.files, progress=lambda items, label: progress(items, label=label, unit="question")
+    )
     if arguments.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(report, indent=2))
         return 0
     print(report["folder"])
-    print(_text(report))
+    print("\n".join(map(printable, _text(report).split("\n"))))
     for name, count in report["left_out"].items():
         print(f"{name}: {count} questions cannot be read and are not counted; plum data check says why", file=sys.stderr)
     return 0
 
 
-def folder_stats(folder, progress=lambda items, label: items):
+def folder_stats(folder, files=None, *, progress=lambda items, label: items):
     """Statistics of a folder.
 
     Args:
-      folder: holds the question files.
+      folder: holds the question files. files: those to count, of this folder; default: all.
       progress: (items, label) -> the same items, shown while they are read.
 
     Returns:
@@ -52,7 +69,7 @@ def folder_stats(folder, progress=lambda items, label: items):
     """
     shares, tallies, left_out = {}, {}, {}
     together = Tally(shares)
-    for path in question_files(folder):
+    for path in files or question_files(folder):
         questions, broken = readable_questions(path)
         if broken:
             left_out[path.name] = broken

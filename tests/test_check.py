@@ -17,7 +17,15 @@ def folder(tmp_path):
 
 
 def problems(folder):
-    return [f"{p['file']} {p['entry']} {p['problem']}" for p in check_folder(folder)["problems"]]
+    return texts(check_folder(folder)["problems"])
+
+
+def warnings(folder):
+    return texts(check_folder(folder)["warnings"])
+
+
+def texts(found):
+    return [f"{p['file']} {p['entry']} {p['problem']}" for p in found]
 
 
 def test_a_good_folder(folder, capsys):
@@ -58,7 +66,7 @@ def test_every_fault_is_listed(folder, capsys):
         "none.png: no such image",
         "broken.png: not a readable image",
         f"{name} entry 1: image images/train_1.png is also in partonomy_qa_pairs_test.json",
-        "partonomy_qa_pairs_val.json: not readable as JSON",
+        "partonomy_qa_pairs_val.json: byte 0: does not start with [",
         f"{name}: part 'wheel' is not among the parts of dataset.json",
     ):
         assert expected in text
@@ -92,7 +100,7 @@ def test_wrong_mask_values_name_the_entry(folder):
 
 def test_wrong_use(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: is a file"):
+    with pytest.raises(UserError, match="file: is neither a COCO file nor a file of questions"):
         main([str(tmp_path / "file")])
     with pytest.raises(UserError, match="no such folder"):
         main([str(tmp_path / "none")])
@@ -105,7 +113,10 @@ def test_warnings_alone_leave_the_status_0(folder, capsys):
     shutil.copy(folder / "images/train_0.png", folder / "images/val_0.png")  # sizes are alike, names are not
     assert main([str(folder)]) == 0
     text = capsys.readouterr().out
-    assert "warning: partonomy_qa_pairs_val.json entry 0: image images/val_0.png is the same file as images/train_0.png" in text
+    assert (
+        "warnings:\n1. partonomy_qa_pairs_val.json entry 0: image images/val_0.png is the same file as images/train_0.png"
+        in text
+    )
     assert text.endswith("no problems, 1 warning\n")
     shutil.copy(folder / "images/val_1.png", folder / "images/copy.png")  # twice in one split is no leak
     entries = [question(f"images/{name}.png", Image.open(folder / "images/copy.png").size[::-1]) for name in ("val_1", "copy")]

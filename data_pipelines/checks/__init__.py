@@ -1,1 +1,1 @@
-"""`plum data check` for data that is not a folder of questions: a COCO file of parts, the roots of the training data sets."""
+"""The checks behind `plum data check`: folders of questions, COCO files of parts, the roots of the training data sets."""

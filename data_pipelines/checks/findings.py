@@ -1,49 +1,47 @@
-"""What a check found: errors and warnings apart, as numbered lines or as JSON; and images that are safe to open."""
+"""What a check finds: errors and warnings, each with the file and the entry, so many of a kind and then their number."""
 
-import json
-import stat
-from pathlib import Path
+import collections
 
-from data_pipelines.images import load_image
-from plum_jax.errors import UserError
+MOST = 500  # of a kind: a missing folder of images is one fault, not half a million
 
 
 class Findings:
-    """`errors` and `warnings`: lists of {"file", "id", "problem"}; id is that of an annotation or entry, or None."""
+    """`error` and `warning` take the kind of fault (what is counted together), the file, the entry or None, and a text."""
 
     def __init__(self):
-        self.errors, self.warnings = [], []
+        self.counts = {"error": collections.Counter(), "warning": collections.Counter()}
+        self._found = {"error": [], "warning": []}
+        self._files = {}
 
-    def error(self, file, number, problem):
-        self.errors.append({"file": str(file), "id": number, "problem": problem})
+    def error(self, kind, file, entry, text):
+        self._add("error", kind, file, entry, text)
 
-    def warn(self, file, number, problem):
-        self.warnings.append({"file": str(file), "id": number, "problem": problem})
+    def warning(self, kind, file, entry, text):
+        self._add("warning", kind, file, entry, text)
 
-    def finish(self, numbers, lines, as_json):
-        """Prints the report on stdout and returns the exit status: 1 with errors, else 0."""
-        if as_json:
-            print(json.dumps({**numbers, "errors": self.errors, "warnings": self.warnings}, indent=2))
-        else:
-            for title, found in (("errors", self.errors), ("warnings", self.warnings)):
-                lines = [*lines, f"{len(found)} {title}"]
-                lines += [f"{number}. {_line(finding)}" for number, finding in enumerate(found, 1)]
-            print("\n".join(lines).encode("utf-8", "replace").decode("utf-8"))
-        return 1 if self.errors else 0
+    def _add(self, level, kind, file, entry, text):
+        self._files.setdefault(file, len(self._files))
+        self.counts[level][kind] += 1
+        if self.counts[level][kind] <= MOST:
+            self._found[level].append({"file": file, "entry": entry, "problem": printable(text)})
+
+    def sorted(self, level):
+        """[{"file", "entry", "problem"}] by file and number of the entry, the files and other entries in the order they were
+        found; at the end how many of each kind were left out."""
+
+        def place(numbered):
+            number, found = numbered
+            entry = found["entry"]
+            return self._files[found["file"]], entry is not None, entry if isinstance(entry, int) else number
+
+        more = [
+            {"file": None, "entry": None, "problem": f"{count - MOST:,} more of this kind: {kind}"}
+            for kind, count in self.counts[level].items()
+            if count > MOST
+        ]
+        return [found for _, found in sorted(enumerate(self._found[level]), key=place)] + more
 
 
-def _line(finding):
-    number = "" if finding["id"] is None else f" {finding['id']}"
-    return f"{finding['file']}{number}: {finding['problem']}"
-
-
-def image_size(path):
-    """Path -> (H, W) of the upright image, decoded whole. UserError, also for a pipe or device, which would never end."""
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise UserError(f"{path}: is not a regular file; replace it by an image")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image; check the path") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); change its permissions or its name") from error
-    return load_image(path).shape[:2]
+def printable(text):
+    """Control characters and halves of surrogate pairs, which a file may hold and a terminal obeys, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

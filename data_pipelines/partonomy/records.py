@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from data_pipelines.conversation import END, IMAGE, Span, answer_spans
-from data_pipelines.folders import inside
+from data_pipelines.folders import check_regular, inside
 from plum_jax.errors import UserError
 
 TWO_TURN = ("part_to_whole", "whole_to_part")
@@ -76,6 +76,7 @@ def question_file(folder, split):
 def load_entries(path):
     """The JSON array of a question file. UserError when missing or not an array."""
     try:
+        check_regular(path)
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such question file; make one with plum data make --out DIR") from error
