@@ -53,5 +53,5 @@ class Prediction:
     answers: dict  # mode of MODES -> Answer
     predicted: dict = dataclasses.field(
         default_factory=dict
-    )  # question of choice_scores -> choice, where a model only says that
+    )  # question -> choice, where only that is known
     skipped: str | None = None  # why there is no answer; then the rest is empty
