@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.image_folders import Listing
+from data_pipelines.images import boxed
 from data_pipelines.json_array import JsonArray, scan
 from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_segmentation
@@ -37,7 +38,9 @@ class Explanatory:
         that an image with many objects counts no more than others. False: every question has its turn in each epoch.
       dataset: name of its samples.
 
-    A question that cannot be read, or whose image is missing, is counted and left out; `plum data check` says which.
+    Questions about an image with a box around one object (`highlight_box`) are records apart from those with another box or
+    none, and their image comes with the box drawn. A question that cannot be read, or whose image is missing, is counted and
+    left out; `plum data check` says which.
     """
 
     family, grounded = "explanatory", True
@@ -66,7 +69,7 @@ class Explanatory:
         for number, path in enumerate(self.index_files):
             ranges = []
             for question, span in _usable(path, weights, left_out):
-                groups.setdefault((number, question.image_path), []).append(len(rows))
+                groups.setdefault((number, question.image_path, question.highlight_box), []).append(len(rows))
                 rows.append((number, len(ranges), QUESTION_TYPES.index(question.question_type)))
                 ranges.append(span)
                 parts.update(question.segmentations)
@@ -99,7 +102,9 @@ class Explanatory:
                 objects.append(segmentations)
             questions.append({**entry, "object": objects.index(segmentations)})
         image_path = questions[0]["image_path"]
-        key = f"{path.parent.name}/{path.stem}:{image_path}" + ("" if at_random else f"#{row}")
+        box = questions[0].get("highlight_box")
+        mark = "" if box is None else f"@{','.join(map(str, box))}"  # the same image with another box is another record
+        key = f"{path.parent.name}/{path.stem}:{image_path}{mark}" + ("" if at_random else f"#{row}")
         return {
             "key": key, "image": str(path.parent / image_path), "dataset": self.dataset, "objects": objects,
             "questions": questions,
@@ -171,7 +176,8 @@ def _sample(record):
         dialogues, masks = dialogues_with_masks(questions)
     except ValueError as error:
         raise UserError(f"{record['key']}: {error}; run plum data check on the folder") from error
-    return Sample(Explanatory.family, record["dataset"], record["key"], record["image"], dialogues, masks)
+    image = boxed(record["image"], questions[0].highlight_box)  # of all questions: another box is another record
+    return Sample(Explanatory.family, record["dataset"], record["key"], image, dialogues, masks)
 
 
 def dialogues_with_masks(questions):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 import plum_jax.report
 from data_pipelines.conversation import answer_spans
 from data_pipelines.folders import within
-from data_pipelines.images import load_image
+from data_pipelines.images import boxed, load_image
 from data_pipelines.masks import part_masks
 from data_pipelines.partonomy.records import Question
 from plum_jax.errors import UserError
@@ -94,7 +94,7 @@ def make_card(folder, entry, *, follow_links=False):
     question, problems = entry.question, []
     picture, size, masks, box = "", None, {}, None
     try:
-        image = load_image(within(folder, question.image_path, follow_links=follow_links))
+        image = load_image(boxed(within(folder, question.image_path, follow_links=follow_links), question.highlight_box))
         picture, size = jpeg_uri(image)
         box = _box(question.highlight_box, image.shape[:2])
     except (UserError, ValueError) as error:  # ValueError: of a name that no path can have

@@ -6,7 +6,7 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from data_pipelines.folders import check_regular
 from plum_jax.errors import UserError
@@ -17,6 +17,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 # What Pillow's readers raise for broken files.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError, TypeError, OverflowError)
 CLIP_MEAN_COLOUR = (123, 117, 104)  # 255 x CLIP's mean, rounded: close to 0 after normalisation
+BOX_WIDTH = 3  # pixels
+BOX_MARGIN = 5  # pixels between the object and its box
+BOX_COLOUR = (255, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +33,40 @@ class StoredImage:
         return self.name
 
 
+@dataclasses.dataclass(frozen=True)
+class BoxedImage:
+    """An image with a red box around the object that a question is about, as others in it are like it (D 2.2).
+
+    It stands wherever a path to an image may stand. The box is drawn into the upright picture, before any resizing.
+    """
+
+    image: "str | StoredImage"
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 of the object
+
+    def __str__(self):
+        return str(self.image)
+
+
+def boxed(image, box):
+    """Path or StoredImage, with `box` where one is given."""
+    return image if box is None else BoxedImage(image, tuple(box))
+
+
 def load_image(path):
-    """Path or StoredImage -> uint8[H, W, 3]: the pixels of `open_image`."""
+    """Path, StoredImage or BoxedImage -> uint8[H, W, 3]: the pixels of `open_image`."""
     return np.asarray(open_image(path))
 
 
 def open_image(path):
-    """Path or StoredImage -> Pillow image, decoded: turned upright by its EXIF tag, RGB. 16-bit grey keeps its high byte.
+    """Path, StoredImage or BoxedImage -> Pillow image, decoded: turned upright by its EXIF tag, RGB.
 
-    Raises UserError when missing, unreadable, absurdly large, or with pixel values whose scale nobody can know.
+    16-bit grey keeps its high byte. Raises UserError when missing, unreadable, absurdly large, or with pixel values whose
+    scale nobody can know.
     """
+    if isinstance(path, BoxedImage):
+        picture = open_image(path.image)
+        draw_box(picture, path.box)
+        return picture
     try:
         if not isinstance(path, StoredImage):
             check_regular(path)  # a pipe would wait for ever
@@ -53,6 +80,18 @@ def open_image(path):
         raise UserError(f"{path}: {error}; shrink the image") from error
     except BROKEN as error:
         raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+
+def draw_box(picture, box):
+    """Draws a red rectangle around the box x0, y0, x1, y1 into an upright RGB image, as the reference marks an object (D 2.2).
+
+    A box that the picture does not reach leaves it as it is.
+    """
+    x0, y0, x1, y1 = box
+    left, top = max(x0 - BOX_MARGIN, 0), max(y0 - BOX_MARGIN, 0)
+    right, bottom = min(x1 - 1 + BOX_MARGIN, picture.width - 1), min(y1 - 1 + BOX_MARGIN, picture.height - 1)
+    if left <= right and top <= bottom:
+        ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=BOX_WIDTH)
 
 
 def _eight_bits(image, path):

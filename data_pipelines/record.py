@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from data_pipelines.conversation import Span
-from data_pipelines.images import StoredImage
+from data_pipelines.images import BoxedImage, StoredImage
 
 FAMILIES = ("semantic", "refer", "reason", "explanatory", "vqa")
 NO_MASK = -1
@@ -34,7 +34,7 @@ class Sample:
     family: str  # of FAMILIES
     dataset: str  # "ade20k", "refcoco+", ...
     key: str  # unique in its data set, for messages and accounts
-    image: str | StoredImage | None  # path, or the file itself (`load_image` reads both); None for text alone
+    image: str | StoredImage | BoxedImage | None  # path, file or either with a box (`load_image` reads all); None: text alone
     dialogues: tuple[Dialogue, ...]
     masks: tuple = ()  # each uint8[H, W] or a segmentation entry of D 1.3, of the size of the upright image
 
@@ -87,6 +87,6 @@ class StorableSource(Source, Protocol):
     def drawing(cls, **options) -> Callable[[dict, np.random.Generator], Sample]:
         """What makes a `Sample` from such a record; it reads no file and can be pickled.
 
-        The "image" of the record goes into the sample as it is: a path, a StoredImage or None.
+        The "image" of the record, a path, a StoredImage or None, goes into the sample as it is, or with a box drawn.
         """
         ...

@@ -7,11 +7,11 @@ import pytest
 from part_sources import HW, WHOLE, box_mask, rectangle, write_image
 from PIL import Image, ImageOps
 
-from data_pipelines.images import load_image
+from data_pipelines.images import draw_box, load_image
 from data_pipelines.masks import decode_segmentation, encode_rle
 from data_pipelines.partonomy.descriptor import Instance
 from data_pipelines.partonomy.fitting import fit_image
-from data_pipelines.partonomy.pictures import boxed_name, draw_box, output_names, write_images
+from data_pipelines.partonomy.pictures import boxed_name, output_names, write_images
 from plum_jax.errors import UserError
 
 CORNER = (2, 3, 20, 11)  # unlike its mirror images

@@ -7,13 +7,9 @@ import re
 import shutil
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from data_pipelines.images import load_image
-
-BOX_WIDTH = 3  # pixels
-BOX_MARGIN = 5  # pixels between the object and its box
-BOX_COLOUR = (255, 0, 0)
+from data_pipelines.images import boxed, load_image
 
 
 def output_names(paths):
@@ -63,19 +59,10 @@ def write_images(jobs, folder, link):
             continue
         temporary = target.with_name(f".{os.getpid()}-{name}")
         if box is not None:
-            picture = Image.fromarray(load_image(source))
-            draw_box(picture, box)
+            picture = Image.fromarray(load_image(boxed(source, box)))
             picture.save(temporary, **({"format": "JPEG", "quality": 95} if _is_jpeg(name) else {"format": "PNG"}))
         elif link:
             os.symlink(os.path.abspath(source), temporary)
         else:
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
-
-
-def draw_box(picture, box):
-    """Draws a red rectangle around the box x0, y0, x1, y1 into an upright Pillow image, as the reference marks an object."""
-    x0, y0, x1, y1 = box
-    corners = (max(x0 - BOX_MARGIN, 0), max(y0 - BOX_MARGIN, 0))
-    corners += (min(x1 - 1 + BOX_MARGIN, picture.width - 1), min(y1 - 1 + BOX_MARGIN, picture.height - 1))
-    ImageDraw.Draw(picture).rectangle(corners, outline=BOX_COLOUR, width=BOX_WIDTH)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.conversation import encode
-from data_pipelines.images import clip_view, load_image, sam_view
+from data_pipelines.images import boxed, clip_view, load_image, sam_view
 from data_pipelines.masks import part_masks, patch_parts
 from data_pipelines.partonomy.records import Question, question_file, read_questions, training_conversation
 from data_pipelines.rows import GROUNDED_FIELDS, assign_slots, fit, pair_spans, stack
@@ -19,10 +19,12 @@ from plum_jax.switches import switch
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image. `instances[i]` numbers the segmentations object of questions[i] among the distinct ones of the image."""
+    """One image with one box drawn, or none. `instances[i]` numbers the segmentations object of questions[i] among the distinct
+    ones of the record."""
 
     index: int
     image_path: str
+    highlight_box: tuple[int, ...] | None
     questions: tuple[Question, ...]
     instances: tuple[int, ...]
     probabilities: np.ndarray  # float64[questions], of being drawn
@@ -80,7 +82,8 @@ class PartonomySource:
                 self._drops["masks", record.index, i] = collections.Counter(max_masks=number)
         row = stack([encoded for encoded, _ in texts], data)
         row["sample_id"] = np.int64(record.index)
-        image = functools.cache(lambda: load_image(self.folder / record.image_path))  # at most one reading for all views
+        picture = boxed(self.folder / record.image_path, record.highlight_box)
+        image = functools.cache(lambda: load_image(picture))  # at most one reading for all views
         row["clip_pixels"] = self._once(("clip", record.index), self._clip, image)
         row["patch_part"] = None
         if self.config.loss.patch > 0:
@@ -169,13 +172,13 @@ class PartonomySource:
 
 
 def _group(questions, weights):
-    """Questions with a positive weight -> one `Record` per image, images and questions in first-appearance order."""
+    """Questions with a positive weight -> one `Record` per image and box, in first-appearance order as its questions."""
     by_image = collections.defaultdict(list)
     for question in questions:
         if weights.get(question.question_type, weights.get("default", 1.0)) > 0:
-            by_image[question.image_path].append(question)
+            by_image[question.image_path, question.highlight_box].append(question)
     records = []
-    for index, (image_path, group) in enumerate(by_image.items()):
+    for index, ((image_path, box), group) in enumerate(by_image.items()):
         distinct, instances = [], []
         for question in group:
             if question.segmentations not in distinct:
@@ -183,7 +186,7 @@ def _group(questions, weights):
             instances.append(distinct.index(question.segmentations))
         shared = [dataclasses.replace(q, segmentations=distinct[i]) for q, i in zip(group, instances, strict=True)]
         weight = np.array([weights.get(q.question_type, weights.get("default", 1.0)) for q in group], np.float64)
-        records.append(Record(index, image_path, tuple(shared), tuple(instances), weight / weight.sum()))
+        records.append(Record(index, image_path, box, tuple(shared), tuple(instances), weight / weight.sum()))
     return records
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from data_pipelines.conversation import END, Encoded, encode
-from data_pipelines.images import load_image
+from data_pipelines.images import boxed, load_image
 from data_pipelines.masks import part_masks
 from data_pipelines.partonomy.records import Choice, Question, conversations
 from plum_jax import generate
@@ -155,10 +155,10 @@ def run(model, folder, questions, source, sizes=None, progress=None):
     edges = [buckets([group.lengths[axis] for group in every]) for axis in (0, 1)]
     by_image = {}
     for i, question in enumerate(questions):
-        by_image.setdefault(question.image_path, []).append(i)
+        by_image.setdefault((question.image_path, question.highlight_box), []).append(i)
     paths = list(by_image)
     with concurrent.futures.ThreadPoolExecutor(2) as pool_:
-        load = lambda chunk: [pool_.submit(load_image, Path(folder) / path) for path in chunk]  # noqa: E731
+        load = lambda chunk: [pool_.submit(load_image, boxed(Path(folder) / path, box)) for path, box in chunk]  # noqa: E731
         chunks = [paths[i : i + sizes.images] for i in range(0, len(paths), sizes.images)]
         ahead = load(chunks[0]) if chunks else []
         for number, chunk in enumerate(chunks):
