@@ -40,7 +40,8 @@ def faithful(config, stage):
     """
     config.model.update(dtype="bfloat16", logits_dtype="bfloat16")
     config.model.decoder.pe_dtype = "bfloat16"
-    config.data.update(tokenizer_flavour="fast", clip_view="center_crop", span_pairing="rank", template="llava_v1")
+    config.data.update(tokenizer_flavour="fast", clip_view="center_crop", template="llava_v1")
+    config.data.update(span_source="string_search", span_pairing="rank", resize_mismatched_masks="linear_area")
     config.data.micro_batches = 100 if stage == "0shot" else 10
     # The pre-training script never passes --dice_type, so that runs named after focal Tversky trained with Dice (M D15).
     config.loss.shape = "dice" if stage == "0shot" else "focal_tversky"

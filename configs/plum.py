@@ -75,7 +75,7 @@ def get_config(arg=""):
     labelled = ("identification_with_label", "positive_with_label", "negative_with_label")  # what is fine-tuned on (M 7.7)
     config.data = dict(
         folder="", root="", sources=(), train_split="train", template="llava_v1", tokenizer_flavour="fast",
-        span_pairing="name",
+        span_source="constructed", span_pairing="name", resize_mismatched_masks="error",
         clip_view="center_crop",  # the view that LLaVA's and PLUM's weights were trained with
         question_weights=dict(dict.fromkeys(labelled, 1.0), default=0.0),
         global_batch=128, micro_batches=8, conversations=1, grounded=(1, 1),

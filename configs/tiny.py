@@ -47,7 +47,7 @@ def get_config(arg=""):
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.data = dict(
         folder="", root="", sources=(), train_split="train", template="brief", tokenizer_flavour="fast",
-        span_pairing="name", clip_view="pad",
+        span_source="constructed", span_pairing="name", resize_mismatched_masks="error", clip_view="pad",
         question_weights=dict(identification_with_label=4.0, default=1.0),
         global_batch=40, micro_batches=1, conversations=1, grounded=(1, 4), max_tokens=72, max_spans=8, max_masks=8,
         canvas=(128, 128), workers=0, cache=True,

@@ -195,7 +195,7 @@ def dialogues_with_masks(questions):
             if (which, part) not in slots:
                 slots[which, part] = len(masks)
                 masks.append(_united(question.segmentations[part], part))
-        dialogues.append(Dialogue(row.turns, row.spans, tuple(slots[which, part] for part in row.parts)))
+        dialogues.append(Dialogue(row.turns, row.spans, tuple(slots[which, part] for part in row.parts), row.parts))
     return tuple(dialogues), tuple(masks)
 
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from data_pipelines.images import clip_geometry
+from data_pipelines.mask_sizes import fit_mask
 
 MOST_PIXELS = 178_956_970  # Pillow opens no larger image
 FARTHEST = 1_000_000  # of a polygon corner from the origin, in pixels
@@ -156,19 +157,19 @@ def _unwrap(entry):
     return entry
 
 
-def part_masks(segmentations, hw):
+def part_masks(segmentations, hw, mismatch="error"):
     """{part: [entries]} -> {part: uint8[H, W]}, sorted, the entries of a part united.
 
-    Raises ValueError when a mask is not as large as the (upright) image: stretching one would hide a wrong annotation (D16).
+    A mask that is not as large as the (upright) image is dealt with as `fit_mask` does: by default with a ValueError.
     """
     masks = {}
     for part in sorted(segmentations):
         united = np.zeros(tuple(hw), np.uint8)
         for entry in segmentations[part]:
-            mask = decode_segmentation(entry)
-            if mask.shape != tuple(hw):
-                raise ValueError(f"mask of {part!r} is {mask.shape[0]} x {mask.shape[1]}, image is {hw[0]} x {hw[1]}")
-            united |= mask
+            try:
+                united |= fit_mask(decode_segmentation(entry), hw, mismatch)
+            except ValueError as error:
+                raise ValueError(str(error).replace("mask is", f"mask of {part!r} is", 1)) from error
         masks[part] = united
     return masks
 

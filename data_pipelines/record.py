@@ -25,6 +25,7 @@ class Dialogue:
     turns: tuple[tuple[str, str], ...]  # (question, answer)
     spans: tuple[Span, ...] = ()  # in text order, apart from each other
     masks: tuple[int, ...] = ()  # for each span an index into Sample.masks, or NO_MASK
+    names: tuple[str, ...] = ()  # for each span what its mask is called, where the answer may say it otherwise; (): as it says
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,12 @@ import collections
 import numpy as np
 
 from data_pipelines.account import Account
-from data_pipelines.conversation import IMAGE, encode, keep_spans, truncate
+from data_pipelines.conversation import IMAGE, keep_spans, truncate
 from data_pipelines.images import clip_view, open_image, sam_view, size_of
+from data_pipelines.mask_sizes import fit_mask, shrink_mask
 from data_pipelines.masks import decode_segmentation
-from data_pipelines.record import NO_MASK
+from data_pipelines.record import NO_MASK, Dialogue
+from data_pipelines.string_search import TextSwitches, encode_owned
 from plum_jax.errors import UserError
 from plum_jax.switches import switch
 
@@ -95,14 +97,6 @@ def rank_slot(conversation, rank, conversations, masks):
     return slot if slot < masks else None
 
 
-def shrink_mask(mask, hw):
-    """uint8[H, W] -> uint8[h, w] by nearest neighbour, half-pixel centres."""
-    if mask.shape == tuple(hw):
-        return mask
-    rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(np.intp) for new, old in zip(hw, mask.shape, strict=True))
-    return mask[rows[:, None], columns]
-
-
 class _Unusable(Exception):
     """A record that cannot become a row: (reason, sentence)."""
 
@@ -112,8 +106,9 @@ class RowBuilder:
 
     def __init__(self, config, tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.flavour, self.pairing = (switch(config.data, f"data.{x}") for x in ("tokenizer_flavour", "span_pairing"))
-        truncate(self._encode([(f"{IMAGE}\n?", "!")], ()), config.data.max_tokens)  # UserError: the image has no room
+        self.pairing, self.mismatch = (switch(config.data, f"data.{x}") for x in ("span_pairing", "resize_mismatched_masks"))
+        self.switches = TextSwitches.of(config.data)
+        truncate(self._encode(Dialogue(((f"{IMAGE}\n?", "!"),)))[0], config.data.max_tokens)  # UserError: the image has no room
 
     def build(self, source, index, rng, *, grounded, sample_id):
         """Record `index` of a source -> (row, Account).
@@ -163,19 +158,23 @@ class RowBuilder:
             self._add_no_targets(row)
         return row
 
-    def _encode(self, turns, spans):
-        return encode(turns, self.tokenizer, self.config.data.template, spans, flavour=self.flavour)
+    def _encode(self, dialogue):
+        words = [dialogue.turns[s.turn][1][s.char_start : s.char_end] for s in dialogue.spans]
+        names = dialogue.names or words
+        return encode_owned(
+            dialogue.turns, dialogue.spans, dialogue.masks, names, self.tokenizer, self.config.data, self.switches
+        )
 
     def _text(self, sample, dialogue, counts):
         """-> (Encoded that fits, the index into sample.masks of each of its spans or None)."""
-        whole = _reading("text", self._encode, dialogue.turns, dialogue.spans)
+        whole, owners, counts["lost spans: string_search"] = _reading("text", self._encode, dialogue)
         encoded, kept, lost = _reading("text", fit, whole, self.config.data)
         counts["tokens"] += lost["tokens"]
         for reason in ("max_tokens", "max_spans"):
             counts[f"lost spans: {reason}"] += lost[reason]
         if not encoded.loss_weight.any():
             counts["lost conversations: no token of the answer fits"] += 1
-        return encoded, [None if dialogue.masks[s] == NO_MASK else dialogue.masks[s] for s in kept]
+        return encoded, [None if owners[s] == NO_MASK else owners[s] for s in kept]
 
     def _clip(self, image):
         size = self.config.model.clip.image_size
@@ -201,7 +200,7 @@ class RowBuilder:
         row["resized_hw"], row["original_hw"] = np.array(resized_hw, np.int32), np.array(hw, np.int32)
         counts["shrunk"] = int(hw != whole)
         for number, slot in slots.items():
-            mask = shrink_mask(_reading("mask", _decode, sample.masks[number], whole), hw)
+            mask = shrink_mask(_reading("mask", _decode, sample.masks[number], whole, self.mismatch), hw)
             row["masks"][slot, : hw[0], : hw[1]] = mask
             row["mask_valid"][slot] = mask.any()
         counts["masks"] = int(row["mask_valid"].sum())
@@ -216,12 +215,10 @@ def _reading(reason, function, *args):
         raise _Unusable(reason, str(error)) from error
 
 
-def _decode(mask, hw):
+def _decode(mask, hw, mismatch):
     """uint8[H, W] or a segmentation entry -> [H, W] of 0 and 1, as large as the image."""
     decoded = (np.asarray(mask) != 0).view(np.uint8) if isinstance(mask, np.ndarray) else decode_segmentation(mask)
-    if decoded.shape != tuple(hw):
-        raise ValueError(f"mask is {decoded.shape[0]} x {decoded.shape[1]}, image is {hw[0]} x {hw[1]}")
-    return decoded
+    return fit_mask(decoded, hw, mismatch)
 
 
 def _fitting(hw, canvas):

@@ -8,7 +8,9 @@ from plum_jax.errors import UserError
 SWITCHES = {  # the first value is the default
     "data.tokenizer_flavour": ("fast", "slow"),
     "data.clip_view": ("pad", "center_crop"),
+    "data.span_source": ("constructed", "string_search"),
     "data.span_pairing": ("name", "rank"),
+    "data.resize_mismatched_masks": ("error", "nearest", "linear_area"),
     "loss.tag_positions": ("text", "all"),
     "loss.average": ("step", "micro_batch"),
     "loss.tversky_clamp": (True, False),

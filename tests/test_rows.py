@@ -4,9 +4,10 @@ from PIL import Image
 from source_fixtures import DATASETS, WORDS, FakeSource, Given, mixture_config, question_about
 
 from data_pipelines.images import clip_view, load_image, sam_view
+from data_pipelines.mask_sizes import shrink_mask
 from data_pipelines.masks import encode_rle
 from data_pipelines.record import NO_MASK, Dialogue, Sample
-from data_pipelines.rows import RowBuilder, shrink_mask
+from data_pipelines.rows import RowBuilder
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.batch import Batch
 from plum_jax.errors import UserError

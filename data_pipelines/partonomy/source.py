@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.conversation import encode
 from data_pipelines.images import boxed, clip_view, load_image, sam_view
 from data_pipelines.masks import part_masks, patch_parts
 from data_pipelines.partonomy.records import Question, question_file, read_questions, training_conversation
 from data_pipelines.rows import GROUNDED_FIELDS, assign_slots, fit, pair_spans, stack
+from data_pipelines.string_search import TextSwitches, encode_owned
 from plum_jax.errors import UserError
 from plum_jax.switches import switch
 
@@ -40,7 +40,8 @@ class PartonomySource:
 
     def __init__(self, folder, split, config, tokenizer):
         self.folder, self.config, self.tokenizer = Path(folder), config, tokenizer
-        self.flavour, self.pairing = (switch(config.data, f"data.{x}") for x in ("tokenizer_flavour", "span_pairing"))
+        self.pairing, self.mismatch = (switch(config.data, f"data.{x}") for x in ("span_pairing", "resize_mismatched_masks"))
+        self.switches = TextSwitches.of(config.data)
         self.path = question_file(folder, split)
         self.records = _group(read_questions(self.path), dict(config.data.question_weights))
         if not self.records:
@@ -59,8 +60,8 @@ class PartonomySource:
 
     @property
     def dropped(self):
-        """Counter over the distinct questions that this process has encoded so far: spans lost to "max_tokens", "max_spans" and
-        "max_masks", and "tokens" cut off the ends."""
+        """Counter over the distinct questions that this process has encoded so far: spans lost to "max_tokens", "max_spans",
+        "max_masks" and "string_search", and "tokens" cut off the ends."""
         return sum(list(self._drops.values()), collections.Counter())
 
     def choose(self, record, rng):
@@ -117,11 +118,13 @@ class PartonomySource:
     def _text(self, record, i):
         """Question i -> (Encoded of at most max_tokens tokens and max_spans spans, [(instance, part) of each span])."""
         data, row = self.config.data, training_conversation(record.questions[i])
-        whole = encode(row.turns, self.tokenizer, data.template, row.spans, flavour=self.flavour)
-        encoded, kept, self._drops["text", record.index, i] = fit(whole, data)
+        owners = [(record.instances[i], part) for part in row.parts]
+        whole, owners, unfound = encode_owned(row.turns, row.spans, owners, row.parts, self.tokenizer, data, self.switches)
+        encoded, kept, drops = fit(whole, data)
+        self._drops["text", record.index, i] = drops + collections.Counter(string_search=unfound)
         unused = np.zeros((0, 2), np.int32)  # characters are not needed any more: they would be most of the cache
         encoded = dataclasses.replace(encoded, text="", offsets=unused)
-        return encoded, [(record.instances[i], row.parts[s]) for s in kept]
+        return encoded, [owners[s] for s in kept]
 
     def _clip(self, image):
         return clip_view(image(), self.config.model.clip.image_size, self.config.data.clip_view)
@@ -142,7 +145,7 @@ class PartonomySource:
                 continue
             seen.add(instance)
             try:
-                decoded = part_masks(question.segmentations, hw)
+                decoded = part_masks(question.segmentations, hw, self.mismatch)
             except ValueError as error:
                 raise UserError(f"{self.path}: {record.image_path}: {error}; run plum data check on the folder") from error
             for part, mask in decoded.items():
