@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
+import json
 
 MOST_MESSAGES = 3  # that are kept of one data set and reason
 
 
 @dataclasses.dataclass
 class Account:
-    """Adds up over rows, batches and workers with `add`.
+    """Adds up over rows, batches, workers and hosts with `add`.
 
     `counts` is {(family, data set): Counter} of: "draws"; "skipped: REASON", records that could not be read and became
     padding; "shrunk", images larger than the canvas; "conversations" and "spans" that were kept, "masks" that are targets;
@@ -37,6 +38,17 @@ class Account:
         for key, messages in other.messages.items():
             kept = self.messages.setdefault(key, [])
             kept.extend(messages[: MOST_MESSAGES - len(kept)])
+
+    def to_json(self):
+        """Text that `from_json` reads: how the accounts of several hosts meet."""
+        counts = [[*about, counter] for about, counter in self.counts.items()]
+        return json.dumps({"counts": counts, "messages": [[*key, kept] for key, kept in self.messages.items()]})
+
+    @classmethod
+    def from_json(cls, text):
+        values = json.loads(text)
+        counts = {(family, dataset): collections.Counter(counter) for family, dataset, counter in values["counts"]}
+        return cls(counts, {(dataset, reason): kept for dataset, reason, kept in values["messages"]})
 
     def total(self, what):
         """Sum over the data sets of `what`, or of everything that starts with it when it ends in a colon."""

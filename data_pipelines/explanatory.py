@@ -167,11 +167,16 @@ def _draw(record, rng, *, options):
     return _sample({**record, "questions": [record["questions"][k] for k in choose(kinds, rng, *options)]})
 
 
-def _sample(record):
-    questions = [
+def stored_questions(record):
+    """Record of `Explanatory.record` -> its Questions."""
+    return [
         parse_question({**fields, "segmentations": record["objects"][fields["object"]]}, record["key"], number)
         for number, fields in enumerate(record["questions"])
     ]
+
+
+def _sample(record):
+    questions = stored_questions(record)
     try:
         dialogues, masks = dialogues_with_masks(questions)
     except ValueError as error:

@@ -17,7 +17,7 @@ ENDLESS = 1 << 40  # rows
 
 
 def open_data(config, tokenizer):
-    """What config.data names: a `Mixture` of its sources, or the one PARTONOMY folder."""
+    """What config.data names: a `Mixture` of its sources, or the one PARTONOMY folder or build."""
     data = config.data
     if data.get("sources"):
         return Mixture(config, tokenizer)
@@ -25,7 +25,7 @@ def open_data(config, tokenizer):
 
 
 def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
-    """Endless iterator of this host's `Batch` from step `start` on.
+    """Endless iterator of this host's `Batch` from step `start` on, a `Counted`.
 
     The global batch of a step is a function of (config.seed, step) alone: the hosts hold its consecutive blocks, and
     workers, threads and restarts change nothing. Of every m consecutive images the first n have a SAM view and masks
@@ -41,13 +41,13 @@ def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
         )
     mixed = isinstance(source, Mixture)
     rows = grain.MapDataset.range(ENDLESS).map(source.row) if mixed else _folder_rows(source, config.seed, (n, m))
-    local = rows.batch(size, drop_remainder=True, batch_fn=collate_counted if mixed else collate)[host::hosts][start:]
+    local = rows.batch(size, drop_remainder=True, batch_fn=collate_counted)[host::hosts][start:]
     # Elements are whole batches: a few ahead are enough, and the rest of the machine is busy with the step.
     dataset = local.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if data.workers:
         _parse_no_flags()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-    return Counted(iter(dataset), hosts) if mixed else iter(dataset)
+    return Counted(iter(dataset))
 
 
 def _folder_rows(source, seed, grounded):
@@ -59,7 +59,7 @@ def _folder_rows(source, seed, grounded):
         return source[int(_epoch_order(len(source), seed, epoch)[place])]
 
     def build(index, drawn):
-        return source.row(*drawn, grounded=index % m < n)
+        return source.counted_row(*drawn, grounded=index % m < n)
 
     records = grain.MapDataset.range(len(source)).seed(seed).repeat().map_with_index(record)
     return records.random_map(source.choose).map_with_index(build)  # the index in the endless sequence says who is grounded
@@ -111,14 +111,13 @@ def collate_counted(rows):
 
 
 class Counted:
-    """Iterator of `Batch` that adds up what its batches went through: `account` covers those that were taken, on this one of
-    `hosts`.
+    """Iterator of `Batch` that adds up what its batches went through: `account` covers those that were taken, on this host.
 
     Raises UserError when no record of the first batch can be read: then it is not the record that is wrong.
     """
 
-    def __init__(self, pairs, hosts):
-        self._pairs, self.hosts, self.account = pairs, hosts, Account()
+    def __init__(self, pairs):
+        self._pairs, self.account = pairs, Account()
 
     def __iter__(self):
         return self

@@ -22,14 +22,21 @@ GROUNDED_FIELDS = ("sam_pixels", "resized_hw", "original_hw", "masks", "mask_val
 
 def fit(whole, data):
     """Encoded -> (Encoded of at most data.max_tokens tokens and data.max_spans spans, numbers of the spans that are left,
-    Counter of spans lost to "max_tokens" and "max_spans" and of "tokens" cut off the end)."""
+    Counter of what was lost, as of `Account`)."""
     encoded, kept = truncate(whole, data.max_tokens)
-    lost = collections.Counter(max_tokens=whole.num_spans - len(kept), max_spans=max(0, len(kept) - data.max_spans))
-    lost["tokens"] = len(whole.tokens) - len(encoded.tokens)
-    if lost["max_spans"]:
+    over = max(0, len(kept) - data.max_spans)
+    lost = collections.Counter(
+        {
+            "tokens": len(whole.tokens) - len(encoded.tokens),
+            "lost spans: max_tokens": whole.num_spans - len(kept),
+            "lost spans: max_spans": over,
+            "lost conversations: no token of the answer fits": int(not encoded.loss_weight.any()),
+        }
+    )
+    if over:
         kept = kept[: data.max_spans]
         encoded = keep_spans(encoded, range(data.max_spans))
-    return encoded, kept, lost
+    return encoded, kept, +lost
 
 
 def assign_slots(texts, max_masks):
@@ -52,6 +59,12 @@ def assign_slots(texts, max_masks):
             encoded, owners = keep_spans(encoded, kept), [owners[s] for s in kept]
         kept_texts.append((encoded, owners))
     return kept_texts, slots, lost
+
+
+def fit_canvas(hw, canvas):
+    """The size of an image on the canvas: its own, or smaller at the same proportions."""
+    scale = min(1.0, canvas[0] / hw[0], canvas[1] / hw[1])
+    return tuple(min(most, max(1, int(side * scale + 0.5))) for side, most in zip(hw, canvas, strict=True))
 
 
 def stack(texts, data):
@@ -167,13 +180,9 @@ class RowBuilder:
 
     def _text(self, sample, dialogue, counts):
         """-> (Encoded that fits, the index into sample.masks of each of its spans or None)."""
-        whole, owners, counts["lost spans: string_search"] = _reading("text", self._encode, dialogue)
+        whole, owners, unfound = _reading("text", self._encode, dialogue)
         encoded, kept, lost = _reading("text", fit, whole, self.config.data)
-        counts["tokens"] += lost["tokens"]
-        for reason in ("max_tokens", "max_spans"):
-            counts[f"lost spans: {reason}"] += lost[reason]
-        if not encoded.loss_weight.any():
-            counts["lost conversations: no token of the answer fits"] += 1
+        counts.update(lost + collections.Counter({"lost spans: string_search": unfound}))
         return encoded, [None if owners[s] == NO_MASK else owners[s] for s in kept]
 
     def _clip(self, image):
@@ -196,7 +205,7 @@ class RowBuilder:
         if image is None:
             return
         row["sam_pixels"], resized_hw = sam_view(image, self.config.model.sam.image_size)
-        whole, hw = size_of(image), _fitting(size_of(image), self.config.data.canvas)
+        whole, hw = size_of(image), fit_canvas(size_of(image), self.config.data.canvas)
         row["resized_hw"], row["original_hw"] = np.array(resized_hw, np.int32), np.array(hw, np.int32)
         counts["shrunk"] = int(hw != whole)
         for number, slot in slots.items():
@@ -219,9 +228,3 @@ def _decode(mask, hw, mismatch):
     """uint8[H, W] or a segmentation entry -> [H, W] of 0 and 1, as large as the image."""
     decoded = (np.asarray(mask) != 0).view(np.uint8) if isinstance(mask, np.ndarray) else decode_segmentation(mask)
     return fit_mask(decoded, hw, mismatch)
-
-
-def _fitting(hw, canvas):
-    """The size of an image on the canvas: its own, or smaller at the same proportions."""
-    scale = min(1.0, canvas[0] / hw[0], canvas[1] / hw[1])
-    return tuple(min(most, max(1, int(side * scale + 0.5))) for side, most in zip(hw, canvas, strict=True))

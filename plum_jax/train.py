@@ -28,6 +28,7 @@ def main(argv):
     parser.add_argument("--workdir", required=True, help="run folder; one that holds checkpoints of the same config is resumed")
     args, overrides = parse_args(parser, argv)
 
+    from data_pipelines.partonomy.opened import has_questions
     from plum_jax.cache import enable_compilation_cache
     from plum_jax.initial import resolve_config
 
@@ -38,7 +39,7 @@ def main(argv):
     if result.preempted:
         return 0
     say(f"Wrote {args.workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
-    folder = config.data.folder or "DIR"
+    folder = config.data.folder if config.data.folder and has_questions(config.data.folder) else "DIR"
     say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder} --out={args.workdir}/eval")
     return 0
 
@@ -291,14 +292,31 @@ def _finish(run, result, start):
 
 
 def _account(run, stream):
-    """Writes what became of the records that this run drew on this host, and prints it for a mixture."""
-    if not run.config.data.get("sources"):
-        run.record.note(dropped_spans=dict(run.source.dropped))
-        return
-    run.record.note(data=stream.account.summary())
-    say("Data of this run" + (" on the first host:" if stream.hosts > 1 else ":"))
-    for line in stream.account.lines():
+    """Writes and prints what became of the records that this run drew, on all hosts. All of them must call it."""
+    account = sum_over_hosts(stream.account)
+    run.record.note(data=account.summary())
+    say("Data of this run:")
+    for line in account.lines():
         say(f"  {line}")
+
+
+def sum_over_hosts(account):
+    """The accounts of all processes as one; the same on each of them."""
+    import jax
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    from data_pipelines.account import Account
+
+    if jax.process_count() == 1:
+        return account
+    text = np.frombuffer(account.to_json().encode(), np.uint8)
+    lengths = process_allgather(np.array(len(text), np.int32)).reshape(-1)
+    texts = process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))  # arrays of one size are gathered
+    total = Account()
+    for row, length in zip(texts, lengths, strict=True):
+        total.add(Account.from_json(row[:length].tobytes().decode()))
+    return total
 
 
 def put(batch, config, mesh):

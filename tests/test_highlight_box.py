@@ -82,7 +82,7 @@ def test_training_on_the_folder_keeps_the_boxes_of_a_photograph_apart(folder, to
     source = PartonomySource(folder, "train", config, tokenizer)
     assert [record.highlight_box for record in source.records] == [LEFT, RIGHT, None]
     for record in source.records:
-        row = source.row(record, (0,), grounded=True)
+        row = source.row(record, (0,), grounded=True)[0]
         assert_boxed(row["sam_pixels"], record.highlight_box)
         assert_boxed(row["clip_pixels"], record.highlight_box)
 

@@ -74,7 +74,7 @@ def test_training_resizes_where_the_switch_says_so(folder, rule):
     config.data.update(template="llava_v1", max_tokens=120, resize_mismatched_masks=rule)
     tokenizer = load_tokenizer("tiny")
     source = PartonomySource(folder, "train", config, tokenizer)
-    row = source.row(source[0], (0,), grounded=True)
+    row = source.row(source[0], (0,), grounded=True)[0]
     np.testing.assert_array_equal(row["masks"][0, :40, :72], fit_mask(blob((80, 144)), (40, 72), rule))
     mixed, account = RowBuilder(config, tokenizer).build(
         Explanatory(folder), 0, np.random.default_rng(0), grounded=True, sample_id=0

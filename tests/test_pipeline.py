@@ -62,7 +62,7 @@ def test_shapes_and_types(config, tokenizer):
     assert (batch.bio > 0).any((1, 2)).all()
     source = PartonomySource(config.data.folder, "train", config, tokenizer)
     for row, sample in enumerate(batch.sample_id[grounded]):
-        wanted = source.row(source[int(sample)], (0,), grounded=True)
+        wanted = source.row(source[int(sample)], (0,), grounded=True)[0]
         np.testing.assert_array_equal(batch.sam_pixels[row], wanted["sam_pixels"])
 
 

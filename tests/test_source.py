@@ -6,9 +6,13 @@ from fixtures_partonomy import BOXES, box_mask, question, write_entries, write_f
 from PIL import Image
 
 from configs.tiny import get_config
+from data_pipelines.build import build
+from data_pipelines.explanatory import Explanatory
 from data_pipelines.images import clip_view, load_image, sam_view
+from data_pipelines.partonomy.records import QUESTION_TYPES
 from data_pipelines.partonomy.source import PartonomySource
-from data_pipelines.rows import rank_slot
+from data_pipelines.pipeline import batches, open_data
+from data_pipelines.rows import RowBuilder, rank_slot
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.errors import UserError
 
@@ -41,7 +45,7 @@ def single(folder, **changes):
 def test_one_item_per_image(folder, tokenizer):
     source = PartonomySource(folder, "train", tiny(), tokenizer)
     assert len(source) == 4
-    assert [record.image_path for record in source.records] == [f"images/train_{i}.png" for i in range(4)]
+    assert [record.image for record in source.records] == [f"images/train_{i}.png" for i in range(4)]
     assert [len(record.questions) for record in source.records] == [3] * 4
     assert source.parts == ["base", "lamp shade", "lid", "pole"]
     assert source[0].instances == (0, 0, 0)
@@ -51,8 +55,8 @@ def test_a_grounded_row(folder, tokenizer):
     config = tiny()
     source = PartonomySource(folder, "train", config, tokenizer)
     record = source[2]
-    row = source.row(record, (0,), grounded=True)
-    image = load_image(folder / record.image_path)
+    row = source.row(record, (0,), grounded=True)[0]
+    image = load_image(folder / record.image)
     hw = image.shape[:2]
     np.testing.assert_array_equal(row["sam_pixels"], sam_view(image, 96)[0])
     np.testing.assert_array_equal(row["clip_pixels"], clip_view(image, 96, "pad"))
@@ -76,7 +80,7 @@ def test_a_grounded_row(folder, tokenizer):
 
 def test_a_row_without_masks_keeps_its_labels(folder, tokenizer):
     source = PartonomySource(folder, "train", tiny(), tokenizer)
-    full, bare = (source.row(source[0], (0,), grounded=grounded) for grounded in (True, False))
+    full, bare = (source.row(source[0], (0,), grounded=grounded)[0] for grounded in (True, False))
     for name in ("tokens", "bio", "span_of_token", "loss_weight", "patch_part", "clip_pixels"):
         np.testing.assert_array_equal(full[name], bare[name])
     assert not bare["span_valid"].any()
@@ -87,12 +91,12 @@ def test_no_patch_targets_without_their_loss(folder, tokenizer):
     config = tiny()
     config.loss.patch = 0.0
     source = PartonomySource(folder, "train", config, tokenizer)
-    assert source.row(source[0], (0,), grounded=True)["patch_part"] is None
+    assert source.row(source[0], (0,), grounded=True)[0]["patch_part"] is None
 
 
 def test_two_turn_questions_train_both_answers(folder, tokenizer):
     source = PartonomySource(folder, "train", tiny(), tokenizer)
-    row = source.row(source[0], (2,), grounded=True)
+    row = source.row(source[0], (2,), grounded=True)[0]
     answers = tokenizer.decode(row["tokens"][0][row["loss_weight"][0] > 0])
     assert "lamp shade, and pole.</s>" in answers
     assert "It is a desk lamp.</s>" in answers
@@ -138,7 +142,7 @@ def test_instances_of_one_image_have_their_own_masks(tmp_path, tokenizer):
     write_entries(tmp_path, [first, second])
     source = PartonomySource(tmp_path, "train", tiny(conversations=2), tokenizer)
     assert source[0].instances == (0, 1)
-    row = source.row(source[0], (0, 1), grounded=True)
+    row = source.row(source[0], (0, 1), grounded=True)[0]
     assert row["mask_valid"].sum() == 6
     assert not np.array_equal(*row["masks"][row["span_mask_index"][:, 0]])
 
@@ -150,21 +154,78 @@ def test_instances_of_one_image_have_their_own_masks(tmp_path, tokenizer):
 def test_spans_without_room_are_dropped_whole_and_counted(folder, tokenizer, sizes, reason, left):
     source = PartonomySource(folder, "train", tiny(**sizes), tokenizer)
     for grounded in (True, False, True):
-        row = source.row(source[0], (0,), grounded=grounded)
+        row, counts = source.row(source[0], (0,), grounded=grounded)
         assert row["span_of_token"].max() == left
         assert (row["bio"] == 1).sum() == left
         assert ((row["bio"] > 0) == (row["span_of_token"] > 0)).all()
         assert row["span_valid"].sum() == (left if grounded else 0)
+        lost = {f"lost spans: {reason}": 3 - left, "conversations": 1, "spans": left}
+        lost |= {"tokens": counts["tokens"]} if reason == "max_tokens" else {}
+        assert counts == (lost | {"masks": left} if grounded else lost)
     assert row["mask_valid"].sum() == left
-    assert source.dropped[reason] == 3 - left  # once, however often the question is drawn
-    assert source.dropped.keys() == ({reason, "tokens"} if reason == "max_tokens" else {reason})
+
+
+def test_masks_of_a_larger_image_are_shrunk_onto_the_canvas(tmp_path, tokenizer):
+    """As in a mixture; the views are those of the whole image."""
+    single(tmp_path)
+    config = tiny(canvas=(32, 24))
+    source = PartonomySource(tmp_path, "train", config, tokenizer)
+    row, counts = source.row(source[0], (0,), grounded=True)
+    assert counts == {"conversations": 1, "spans": 3, "masks": 3, "shrunk": 1}
+    np.testing.assert_array_equal(row["original_hw"], (16, 24))  # of 40 x 60
+    np.testing.assert_array_equal(row["resized_hw"], (64, 96))
+    rows, columns = np.arange(16) * 5 // 2 + 1, np.arange(24) * 5 // 2 + 1  # the centres
+    for slot, part in enumerate(("base", "lamp shade", "pole")):
+        whole = box_mask((40, 60), BOXES[part])
+        np.testing.assert_array_equal(row["masks"][slot, :16, :24], whole[rows[:, None], columns])
+        assert not row["masks"][slot, 16:].any()
+    assert {0, 1, 2} < set(row["patch_part"].tolist())
+    mixed, account = RowBuilder(config, tokenizer).build(
+        Explanatory(tmp_path), 0, np.random.default_rng(0), grounded=True, sample_id=0
+    )
+    for name in ("masks", "mask_valid", "original_hw", "sam_pixels", "clip_pixels", "span_mask_index", "tokens"):
+        np.testing.assert_array_equal(row[name], mixed[name])
+    assert dict(account.counts["explanatory", "partonomy"]) == {"draws": 1, **counts}
+
+
+@pytest.mark.parametrize("at_random", [True, False])
+def test_a_build_gives_the_rows_of_its_folder(tmp_path, tokenizer, at_random):
+    write_folder(tmp_path / "raw", images=5)
+    (tmp_path / "raw/dataset.json").unlink()  # its parts are those of the questions then, in both
+    options = {"question_types": list(QUESTION_TYPES), "sample_one_question_per_image": at_random}
+    built = build("explanatory", tmp_path / "raw", tmp_path / "built", options=options, log=lambda line: None)
+    streams = []
+    for folder in (tmp_path / "raw", tmp_path / "built", built):
+        config = tiny(folder=str(folder), global_batch=8, conversations=2)
+        source = open_data(config, tokenizer)
+        assert source.parts == ["base", "lamp shade", "pole"]
+        streams.append(batches(config, tokenizer, source=source))
+    assert source.path == built / "build.json"
+    for _ in range(4):
+        raw, *others = (next(stream) for stream in streams)
+        for other in others:
+            for name, one, two in zip(raw._fields, raw, other, strict=True):
+                np.testing.assert_array_equal(one, two, err_msg=name)
+    assert streams[0].account == streams[1].account
+
+
+def test_wrong_builds(tmp_path, tokenizer):
+    write_folder(tmp_path / "raw")
+    built = build("explanatory", tmp_path / "raw", tmp_path / "built", log=lambda line: None)
+    with pytest.raises(UserError, match="has no split 'val', only train"):
+        PartonomySource(built, "val", tiny(), tokenizer)
+    about = json.loads((built / "build.json").read_text())
+    about["splits"]["train"] |= {"source": "ade20k", "family": "semantic"}
+    (built / "build.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="is a build of semantic, not of questions; train on it with config.data.sources"):
+        PartonomySource(built, "train", tiny(), tokenizer)
 
 
 def test_an_empty_mask_is_no_target(tmp_path, tokenizer):
     entry = question("images/a.png", (40, 60))
     segmentations = {**entry["segmentations"], "base": [{"size": [40, 60], "counts": [2400]}]}
     source = PartonomySource(single(tmp_path, segmentations=segmentations), "train", tiny(), tokenizer)
-    row = source.row(source[0], (0,), grounded=True)
+    row = source.row(source[0], (0,), grounded=True)[0]
     assert row["span_valid"][0, :3].tolist() == [False, True, True]
     assert row["mask_valid"][:3].tolist() == [False, True, True]
     assert row["span_of_token"].max() == 3
@@ -184,9 +245,6 @@ def test_bad_folders(tmp_path, tokenizer):
     with pytest.raises(UserError, match="no such question file"):
         PartonomySource(tmp_path, "train", tiny(), tokenizer)
     single(tmp_path)
-    source = PartonomySource(tmp_path, "train", tiny(canvas=(32, 64)), tokenizer)
-    with pytest.raises(UserError, match="enlarge"):
-        source.row(source[0], (0,), grounded=True)
     (tmp_path / "dataset.json").write_text(json.dumps({"parts": ["base", "pole"]}), encoding="utf-8")
     with pytest.raises(UserError, match="'lamp shade' is not among the parts"):
         PartonomySource(tmp_path, "train", tiny(), tokenizer)
@@ -213,7 +271,7 @@ def test_spans_paired_by_rank_own_the_masks_of_the_reference(folder, tokenizer):
 
     def owners(chosen, pairing, **data):
         source = PartonomySource(folder, "train", tiny(conversations=3, span_pairing=pairing, **data), tokenizer)
-        row = source.row(source[1], chosen, grounded=True)
+        row = source.row(source[1], chosen, grounded=True)[0]
         assert row["mask_valid"].sum() == min(3, data.get("max_masks", 3))  # base, lamp shade, pole
         return [row["span_mask_index"][c][row["span_valid"][c]].tolist() for c in range(len(chosen))]
 
@@ -232,6 +290,6 @@ def test_a_rank_without_a_mask_has_no_target():
 def test_the_flavour_of_the_tokenizer_reaches_the_rows(folder, tokenizer):
     for flavour, words in (("fast", ["▁", "<im_start>"]), ("slow", [":", "<im_start>"])):
         source = PartonomySource(folder, "train", tiny(tokenizer_flavour=flavour), tokenizer)
-        row = source.row(source[0], (0,), grounded=False)
+        row = source.row(source[0], (0,), grounded=False)[0]
         at = row["image_position"][0]
         assert tokenizer.convert_ids_to_tokens(row["tokens"][0][at - 2 : at].tolist()) == words

@@ -90,14 +90,14 @@ def test_the_switch_reaches_folder_and_mixture(tokenizer, tmp_path):
         config = get_config()
         config.data.update(template="llava_v1", max_tokens=120, span_source=value)
         source = PartonomySource(tmp_path, "train", config, tokenizer)
-        row = source.row(source[0], (0,), grounded=True)
+        row, counts = source.row(source[0], (0,), grounded=True)
         mixed, account = RowBuilder(config, tokenizer).build(
             Explanatory(tmp_path), 0, np.random.default_rng(0), grounded=True, sample_id=0
         )
         for name in ("bio", "span_of_token", "span_valid", "span_mask_index", "masks", "mask_valid"):
             np.testing.assert_array_equal(row[name], mixed[name])
         lost = {"constructed": 0, "string_search": 1}[value]
-        assert account.total("lost spans: string_search") == source.dropped["string_search"] == lost
+        assert account.total("lost spans: string_search") == counts["lost spans: string_search"] == lost
         spans = [row["tokens"][0][row["span_of_token"][0] == s + 1] for s in np.flatnonzero(row["span_valid"][0])]
         labelled[value] = [tokenizer.decode(tokens).strip() for tokens in spans]
     assert labelled == {"constructed": ["mast", "foot"], "string_search": ["pole"]}

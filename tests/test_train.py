@@ -161,7 +161,6 @@ def test_a_run_folder_of_another_config_is_refused(start, whole):
         ("train.keep=0", "not a positive number"),
         ("data.micro_batches=0", "config.data.micro_batches: 0 is not a positive number"),
         ("data.grounded=(0,0)", "config.data.grounded: .* is wrong; give"),
-        ("data.canvas=(8,8)", "config.data.canvas .* enlarge it"),
         ("data.canvas=(0,8)", "config.data.canvas: .* is wrong; give"),
         ("data.clip_view=foo", "use pad or center_crop"),
         ("data.template=foo", "template 'foo' is unknown"),
