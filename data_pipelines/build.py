@@ -194,8 +194,10 @@ def _finish(folder, split, plan, source, root):
     """build.json, errors.csv and TFDS's description, from the parts. Returns what build.json says about the split."""
     parts = [read_part(part_path(folder, split, number)) for number in range(plan["shards"])]
     errors = [["", key, reason, str(message).replace(f"{root}/", "")] for key, reason, message in getattr(source, "faults", ())]
-    listed = {error[2] for error in errors}
-    errors += [["", "", reason, f"{n} times"] for reason, n in plan["source_skipped"].items() if reason not in listed]
+    named = collections.Counter(error[2] for error in errors)
+    for reason, n in plan["source_skipped"].items():
+        if n > named[reason]:
+            errors.append(["", "", reason, f"{n - named[reason]} more" if named[reason] else f"{n} times"])
     errors += [error for part in parts for error in part["errors"]]
     records = sum(part["records"] for part in parts)
     if records == 0:

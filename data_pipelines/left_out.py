@@ -2,7 +2,7 @@
 
 import collections
 
-MOST_MESSAGES = 100  # for each reason: a missing folder of images is one fault, not half a million
+MOST_MESSAGES = 1000  # for each reason: a missing folder of images is one fault, not half a million
 
 
 class LeftOut:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines.coco_segmentation import Segmentations
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
+from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_rle, encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
 from data_pipelines.record import Sample
@@ -82,8 +83,8 @@ class PartAnnotationSource:
       per_image: most labels of one sample.
       images: folder of the images where it is not that of the layout.
 
-    `listed` is the number of images in the annotation file; `skipped` says what was left out: annotations by reason, and images
-    that are missing or have no annotation left. Raises UserError for a missing or malformed file.
+    `listed` is the number of images in the annotation file; `skipped` and `faults` say what was left out: annotations, and
+    images that are missing or have no annotation left. Raises UserError for a missing or malformed file.
     """
 
     family, grounded = "semantic", True
@@ -95,7 +96,7 @@ class PartAnnotationSource:
         if split not in layout.splits:
             raise UserError(f"{dataset} has no split {split!r}; use {', '.join(layout.splits)}")
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
-        self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
+        self.dataset, self.per_image = dataset, check_per_image(per_image)
         self.path = Path(root) / layout.annotations.format(split=split)
         folders = [Path(root) / layout.images.format(split=name) for name in (split, split.removesuffix("_whole"))]
         self._images = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
@@ -105,46 +106,53 @@ class PartAnnotationSource:
         labels = _read_labels(content, layout.label)
         self.labels = sorted(set(labels.values()), key=lambda label: (label[0], label[1] or ""))
         self._segmentations = Segmentations()
-        self._records = self._read(content, labels, advice)
+        left_out = LeftOut()
+        self._records = self._read(content, labels, advice, left_out)
         if not self._records:
-            why = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items()) or "it is empty"
-            raise UserError(f"{self.path}: has no image in {self._images} with an annotation ({why}); {advice}")
+            raise UserError(f"{self.path}: has no image in {self._images} with an annotation (left out: {left_out}); {advice}")
+        self.skipped, self.faults = left_out.counts, left_out.faults
 
-    def _read(self, content, labels, advice):
+    def _read(self, content, labels, advice, left_out):
         """-> [(file name, (H, W), {label number: [segmentation numbers]})] by file name."""
         names = [entry["file_name"] for entry in content["images"] if inside(entry.get("file_name"))]
         found = present(self._images, names, advice)
         images = {}
-        for entry in content["images"]:
+        for place, entry in enumerate(content["images"]):
             name, hw, number = entry.get("file_name"), image_size(entry), identity(entry, "id")
             if not inside(name) or hw is None or number is None:
-                self.skipped["image entry without an id, a file name or a size"] += 1
+                reason = "image entry without an id, a file name or a size"
+                left_out.add(f"images[{place}]", reason, f"{self.path}: images[{place}]: {reason}")
             elif name not in found:
-                self.skipped["image file missing"] += 1
+                left_out.add(name, "image file missing", f"{self._images / name}: no such image")
             else:
                 images[number] = (name, hw, collections.defaultdict(list))
         place = {label: i for i, label in enumerate(self.labels)}
         for annotation in content["annotations"]:
             image = images.get(identity(annotation, "image_id"))
-            if image is not None:  # the others belong to images that are counted
-                self._add(annotation, *image[1:], place.get(labels.get(identity(annotation, "category_id"))))
-        self.skipped.update({"image without an annotation": sum(not numbers for _, _, numbers in images.values())})
-        self.skipped = +self.skipped
+            if image is None:  # of an image that is counted
+                continue
+            reason = self._add(annotation, *image[1:], place.get(labels.get(identity(annotation, "category_id"))))
+            if reason:
+                which = f"annotation {identity(annotation, 'id')}"
+                left_out.add(f"{image[0]}: {which}", reason, f"{self.path}: {which} of {image[0]}: {reason}")
+        for name, _, numbers in images.values():
+            if not numbers:
+                reason = "image without an annotation"
+                left_out.add(name, reason, f"{self.path}: {name}: {reason} to ask for")
         kept = [(name, hw, dict(numbers)) for name, hw, numbers in images.values() if numbers]
         return sorted(kept, key=lambda record: record[0])
 
     def _add(self, annotation, hw, numbers, label):
+        """-> why the annotation is left out, None where it is kept."""
         if annotation.get("iscrowd"):
-            self.skipped["crowd annotation"] += 1
-        elif label is None:
-            self.skipped["annotation without a known label"] += 1
-        else:
-            try:
-                segmentation = self._segmentations.add(annotation.get("segmentation"), hw)
-            except ValueError:
-                self.skipped["annotation without a usable mask"] += 1
-            else:
-                numbers[label].append(segmentation)
+            return "crowd annotation"
+        if label is None:
+            return "annotation without a known label"
+        try:
+            numbers[label].append(self._segmentations.add(annotation.get("segmentation"), hw))
+        except ValueError:
+            return "annotation without a usable mask"
+        return None
 
     def __len__(self):
         return len(self._records)

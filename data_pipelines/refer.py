@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines.coco_segmentation import Segmentations
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
+from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_rle, encode_rle
 from data_pipelines.naming import ask_for, check_per_image, fill, is_reserved, normalise
 from data_pipelines.record import Dialogue, Sample
@@ -49,8 +50,8 @@ class ReferSource:
       per_image: most phrases of one sample.
       split_by: whose division into splits, where it is not the usual one ("unc", for refCOCOg "umd").
 
-    `listed` is the number of images that have phrases of the split; `skipped` says what was left out, by reason. Raises
-    UserError for missing or malformed files, a pickle that calls something, and a split without phrases.
+    `listed` is the number of images that have phrases of the split; `skipped` and `faults` say what was left out, by reason.
+    Raises UserError for missing or malformed files, a pickle that calls something, and a split without phrases.
     """
 
     family, grounded = "refer", True
@@ -62,7 +63,7 @@ class ReferSource:
             raise UserError(f"{dataset} has no split {split!r}; use {', '.join(SPLITS)}")
         layout, folder = LAYOUTS[dataset], Path(root) / "refer_seg"
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
-        self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
+        self.dataset, self.per_image, left_out = dataset, check_per_image(per_image), LeftOut()
         self.path, self._images = folder / dataset / "instances.json", folder / layout.images
         name = f"{layout.refs}({split_by or layout.split_by})"
         refs = read_refs(folder / dataset, name, advice)
@@ -77,12 +78,13 @@ class ReferSource:
             raise UserError(f"{folder / dataset}: has no expression of split {split!r}; it has {known}")
         self.listed = len(wanted)
         self._segmentations = Segmentations()
-        self._records = self._read(read_coco(self.path, advice), wanted, advice)
+        self._records = self._read(read_coco(self.path, advice), wanted, advice, left_out)
         if not self._records:
-            why = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
-            raise UserError(f"{self.path}: has no image in {self._images} with a phrase of split {split!r} ({why}); {advice}")
+            what = f"has no image in {self._images} with a phrase of split {split!r} (left out: {left_out})"
+            raise UserError(f"{self.path}: {what}; {advice}")
+        self.skipped, self.faults = left_out.counts, left_out.faults
 
-    def _read(self, content, wanted, advice):
+    def _read(self, content, wanted, advice, left_out):
         """-> [(file name, (H, W), [(phrase, segmentation numbers)])] by file name."""
         entries = [entry for entry in content["images"] if identity(entry, "id") in wanted]
         found = present(self._images, [e["file_name"] for e in entries if inside(e.get("file_name"))], advice)
@@ -90,25 +92,29 @@ class ReferSource:
         for entry in entries:
             name, hw = entry.get("file_name"), image_size(entry)
             if not inside(name) or hw is None:
-                self.skipped["image entry without a file name or a size"] += 1
+                self._leave(left_out, f"image {entry['id']}", "image entry without a file name or a size")
             elif name not in found:
-                self.skipped["image file missing"] += 1
+                left_out.add(name, "image file missing", f"{self._images / name}: no such image")
             else:
                 images[entry["id"]] = (name, hw)
-        unknown = wanted.keys() - {entry["id"] for entry in entries}
-        self.skipped.update({"image of a phrase not in instances.json": len(unknown)})
-        targets = self._read_targets(content["annotations"], wanted, images)
+        known = {entry["id"] for entry in entries}
+        for number in wanted:
+            if number not in known:
+                self._leave(left_out, f"image {number}", "image of a phrase not in instances.json")
+        targets = self._read_targets(content["annotations"], wanted, images, left_out)
         records = []
         for number, (name, hw) in images.items():
-            phrases = self._phrases(wanted[number], targets)
+            phrases = self._phrases(name, wanted[number], targets, left_out)
             if phrases:
                 records.append((name, hw, phrases))
             else:
-                self.skipped["image without a phrase"] += 1
-        self.skipped = +self.skipped
+                self._leave(left_out, name, "image without a phrase")
         return sorted(records, key=lambda record: record[0])
 
-    def _read_targets(self, annotations, wanted, images):
+    def _leave(self, left_out, key, reason):
+        left_out.add(key, reason, f"{self.path.parent}: {key}: {reason}")
+
+    def _read_targets(self, annotations, wanted, images, left_out):
         """{(image id, annotation id): number of its segmentation} of what the phrases of these images mean."""
         meant = {(i, target) for i in images for ref in wanted[i] for target in ref.annotation_ids}
         targets = {}
@@ -118,24 +124,26 @@ class ReferSource:
                 try:
                     targets[key] = self._segmentations.add(annotation.get("segmentation"), images[key[0]][1])
                 except ValueError:
-                    self.skipped["annotation without a usable mask"] += 1
+                    self._leave(left_out, f"{images[key[0]][0]}: annotation {key[1]}", "annotation without a usable mask")
         return targets
 
-    def _phrases(self, refs, targets):
+    def _phrases(self, name, refs, targets, left_out):
         """Refs of one image -> [(phrase, segmentation numbers)] in order, each phrase once."""
         meanings = {}
         for ref in refs:
             keys = [(ref.image_id, target) for target in ref.annotation_ids]
             if not all(key in targets for key in keys):
-                self.skipped["expression whose target has no mask"] += 1
+                self._leave(left_out, f"{name}: {' / '.join(ref.sentences)[:100]}", "expression whose target has no mask")
                 continue
             numbers = tuple(sorted({targets[key] for key in keys}))
             for phrase in map(plain_phrase, ref.sentences):
                 if not phrase or is_reserved(phrase):
-                    self.skipped["phrase that is empty or holds a reserved word"] += 1
+                    self._leave(left_out, f"{name}: {phrase[:100]!r}", "phrase that is empty or holds a reserved word")
                 else:
                     meanings.setdefault(phrase, set()).add(numbers)
-        self.skipped["phrase with several meanings in one image"] += sum(len(found) > 1 for found in meanings.values())
+        for phrase, found in meanings.items():
+            if len(found) > 1:
+                self._leave(left_out, f"{name}: {phrase[:100]!r}", "phrase with several meanings in one image")
         return [(phrase, min(found)) for phrase, found in meanings.items() if len(found) == 1]
 
     def __len__(self):

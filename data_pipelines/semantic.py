@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipelines.class_names import ADE20K, COCO_STUFF
 from data_pipelines.folders import check_regular, read_json, stems
 from data_pipelines.images import BROKEN
+from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
 from data_pipelines.record import Sample
@@ -60,8 +61,8 @@ class LabelMapSource:
       per_image: most classes of one sample.
       ask_void: Mapillary's void classes are asked for as well ("unlabeled", ...), which the reference does.
 
-    `listed` is the number of label maps in the folder, `skipped` says why some of them are no samples. Raises UserError for a
-    missing folder, or one without an image.
+    `listed` is the number of label maps in the folder, `skipped` and `faults` say why and which of them are no samples. Raises
+    UserError for a missing folder, or one without an image.
     """
 
     family, grounded = "semantic", True
@@ -73,13 +74,18 @@ class LabelMapSource:
         if split not in layout.splits:
             raise UserError(f"{dataset} has no split {split!r}; use {' or '.join(layout.splits)}")
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
-        self.dataset, self.per_image, self.skipped = dataset, check_per_image(per_image), collections.Counter()
+        self.dataset, self.per_image = dataset, check_per_image(per_image)
         self._images, self._labels = (Path(root) / folder for folder in layout.splits[split])
         images, labels = stems(self._images, (".jpg",), advice), stems(self._labels, (".png",), advice)
         self.listed = len(labels)
-        self.skipped.update({"image without a label map": len(images.keys() - labels.keys())})
-        self.skipped.update({"image file missing": len(labels.keys() - images.keys())})
-        self.skipped = +self.skipped  # reasons that occur
+        left_out = LeftOut()
+        for stem in sorted(images.keys() - labels.keys()):
+            message = f"{self._images / images[stem]}: has no label map {stem}.png in {self._labels}"
+            left_out.add(images[stem], "image without a label map", message)
+        for stem in sorted(labels.keys() - images.keys()):
+            message = f"{self._labels / labels[stem]}: has no image {stem}.jpg in {self._images}"
+            left_out.add(labels[stem], "image file missing", message)
+        self.skipped, self.faults = left_out.counts, left_out.faults
         self._records = [(images[stem], labels[stem]) for stem in sorted(images.keys() & labels.keys())]
         if not self._records:
             raise UserError(f"{self._images}: holds no .jpg with a .png of its name in {self._labels}; {advice}")

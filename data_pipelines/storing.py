@@ -117,8 +117,13 @@ def _run_lengths(value, hw, key):
 
 def _sample_to_json(sample):
     dialogues = [
-        {"turns": turns.turns, "spans": [[s.turn, s.char_start, s.char_end] for s in turns.spans], "masks": list(turns.masks)}
-        for turns in sample.dialogues
+        {
+            "turns": said.turns,
+            "spans": [[s.turn, s.char_start, s.char_end] for s in said.spans],
+            "masks": list(said.masks),
+            **({"names": list(said.names)} if said.names else {}),
+        }
+        for said in sample.dialogues
     ]
     masks = [encode_rle(mask) if isinstance(mask, np.ndarray) else mask for mask in sample.masks]
     return {"family": sample.family, "dataset": sample.dataset, "key": sample.key, "dialogues": dialogues, "masks": masks}
@@ -132,6 +137,7 @@ def drawn_sample(record, rng):
             tuple((question, answer) for question, answer in item["turns"]),
             tuple(Span(*span) for span in item["spans"]),
             tuple(item["masks"]),
+            tuple(item.get("names", ())),
         )
         for item in stored["dialogues"]
     )

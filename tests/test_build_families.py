@@ -144,3 +144,17 @@ def test_a_run_reads_the_build_where_its_root_holds_one(tmp_path):
     build("explanatory", tmp_path / "raw", tmp_path / "out", options={"dataset": "again"}, log=lambda line: None)
     with pytest.raises(UserError, match="has explanatory 2 times .*make one of them the root"):
         [open_source(entry, 2) for entry in entries(config.data)]
+
+
+def test_errors_csv_names_what_the_source_left_out(tmp_path, monkeypatch):
+    """Every record by name and reason; those beyond the bound as a number."""
+    monkeypatch.setattr("data_pipelines.left_out.MOST_MESSAGES", 2)
+    root = tmp_path / "raw"
+    ade20k(root)
+    for stem in ("x", "y", "z"):
+        (root / f"ade20k/images/training/{stem}.jpg").write_bytes(b"")
+    built = build("ade20k", root, tmp_path / "out", options={"dataset": "ade20k"}, log=lambda line: None)
+    rows = [row.split(",")[:4] for row in (built / "errors.csv").read_text().splitlines()[1:]]
+    reason = "image without a label map"
+    assert rows[:3] == [["train", "", "x.jpg", reason], ["train", "", "y.jpg", reason], ["train", "", "", reason]]
+    assert f",{reason},1 more\n" in (built / "errors.csv").read_text()

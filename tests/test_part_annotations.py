@@ -145,6 +145,16 @@ def test_what_is_left_out_is_counted(tmp_path):
         "annotation without a known label": 1,
         "annotation without a usable mask": 2,
     }
+    assert {(key, reason) for key, reason, _ in source.faults} == {
+        ("b.jpg", "image file missing"),
+        ("c.jpg", "image without an annotation"),
+        ("d.jpg", "image without an annotation"),
+        ("a.jpg: annotation 2", "crowd annotation"),
+        ("c.jpg: annotation 7", "crowd annotation"),
+        ("a.jpg: annotation 3", "annotation without a known label"),
+        ("a.jpg: annotation 4", "annotation without a usable mask"),
+        ("a.jpg: annotation 5", "annotation without a usable mask"),
+    }
     assert set(names(source)) == {"cat eye", "eye of the cat"}
 
 
@@ -208,7 +218,7 @@ def test_wrong_arguments_and_missing_files(tmp_path):
     with pytest.raises(UserError, match=r"/coco: no such folder; .*docs/data/paco_lvis\.md"):
         PartAnnotationSource(tmp_path, dataset="paco_lvis")
     (tmp_path / "coco").mkdir()
-    with pytest.raises(UserError, match=r"no image in .*/coco with an annotation \(1 x image file missing\)"):
+    with pytest.raises(UserError, match=r"no image in .*/coco with an annotation \(left out: 1 image file missing\)"):
         PartAnnotationSource(tmp_path, dataset="paco_lvis")
 
 

@@ -178,6 +178,19 @@ def test_what_is_left_out_is_counted(tmp_path):
         "image without a phrase": 1,
         "image of a phrase not in instances.json": 1,
     }
+    image = COCO_IMAGE.format
+    assert {(key, reason) for key, reason, _ in source.faults} == {
+        (f"{image(1)}: ''", "phrase that is empty or holds a reserved word"),
+        (f"{image(1)}: 'a <image>'", "phrase that is empty or holds a reserved word"),
+        (f"{image(1)}: no mask", "expression whose target has no mask"),
+        (f"{image(1)}: no annotation", "expression whose target has no mask"),
+        (f"{image(1)}: of another image", "expression whose target has no mask"),
+        (f"{image(3)}: nothing left", "expression whose target has no mask"),
+        (f"{image(1)}: annotation 2", "annotation without a usable mask"),
+        (image(2), "image file missing"),
+        (image(3), "image without a phrase"),
+        ("image 9", "image of a phrase not in instances.json"),
+    }
     assert set(check_sample(sample(source))) == {"kept"}
 
 
@@ -211,7 +224,7 @@ def test_wrong_arguments_and_missing_files(tmp_path):
         ReferSource(tmp_path, dataset="refcoco", split="dev")
     folder(tmp_path, [ref(1, 1, "left")], [(1, [box(0, 0, 9, 9)])])
     (tmp_path / "refer_seg/images/mscoco/images/train2014" / COCO_IMAGE.format(1)).unlink()
-    with pytest.raises(UserError, match=r"with a phrase of split 'train' \(1 x image file missing\)"):
+    with pytest.raises(UserError, match=r"with a phrase of split 'train' \(left out: 1 image file missing\)"):
         ReferSource(tmp_path, dataset="refcoco")
     (tmp_path / "refer_seg/images/mscoco/images/train2014").rmdir()
     with pytest.raises(UserError, match=r"train2014: no such folder; .*docs/data/refcoco\.md"):

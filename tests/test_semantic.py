@@ -113,6 +113,9 @@ def test_images_and_label_maps_without_each_other_are_counted(tmp_path):
     source = LabelMapSource(tmp_path, dataset="ade20k")
     assert (len(source), source.listed) == (1, 2)
     assert source.skipped == {"image file missing": 1, "image without a label map": 1}
+    named = {(key, reason) for key, reason, _ in source.faults}
+    assert named == {("a.png", "image file missing"), ("c.jpg", "image without a label map")}
+    assert all(str(tmp_path) in message for _, _, message in source.faults)
     assert not LabelMapSource(ade20k(tmp_path / "whole", {"a": blocks(1, 2)}), dataset="ade20k").skipped
 
 
