@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.image_folders import Listing
+from data_pipelines.folders import Listing
 from data_pipelines.images import boxed
 from data_pipelines.json_array import JsonArray, scan
 from data_pipelines.left_out import LeftOut

@@ -9,17 +9,17 @@ from pathlib import Path
 from plum_jax.errors import UserError
 
 
-def read_json(path, advice):
-    """The content of a JSON file; UserError where it is missing, with `advice` on where it comes from, or not JSON."""
+def read_json(path, advice, *, kind="file", repair="download it again"):
+    """The content of a JSON file. UserError where it is missing, with `advice` on where it comes from, or cannot be read."""
     try:
         check_regular(path)
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; {advice}") from error
+        raise UserError(f"{path}: no such {kind}; {advice}") from error
     except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply; download it again") from error
+        raise UserError(f"{path}: is nested too deeply; {repair}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); download it again") from error
+        raise UserError(f"{path}: not readable as JSON ({error}); {repair}") from error
 
 
 def read_coco(path, advice):
@@ -82,21 +82,41 @@ def stems(folder, suffixes, advice):
 
 
 def present(folder, names, advice):
-    """The set of those relative file names that exist in `folder`; every folder among them is listed once.
-
-    A listing is far cheaper than as many questions, above all on network storage. UserError when `folder` is missing.
-    """
+    """The set of those relative file names that exist in `folder`. UserError when `folder` is missing."""
     _names(folder, advice)
-    wanted = {}
-    for name in names:
-        parent, _, last = name.rpartition("/")
-        wanted.setdefault(parent, []).append((last, name))
-    found = set()
-    for parent, entries in wanted.items():
-        path = Path(folder) / parent
-        listed = _names(path, advice) if path.is_dir() else frozenset()
-        found.update(name for last, name in entries if last in listed)
-    return found
+    listing = Listing((folder,))
+    return {name for name in names if listing.find(name)}
+
+
+class Listing:
+    """Which images are there, for very many of them: every folder is listed once instead of asking for each file.
+
+    A listing is far cheaper than as many questions, above all on network storage.
+    """
+
+    def __init__(self, folders):
+        self.folders, self.names = folders, {}
+
+    def find(self, image):
+        """Path of the image in the first folder that has it, else None."""
+        directory, name = os.path.split(image)
+        there = (folder for folder in self.folders if name in self._files(os.path.join(folder, directory)))
+        return next((os.path.join(folder, image) for folder in there), None)
+
+    def _files(self, directory):
+        if directory not in self.names:
+            try:
+                with os.scandir(directory) as items:
+                    self.names[directory] = {item.name for item in items if item.is_file()}
+            except OSError:
+                self.names[directory] = set()
+        return self.names[directory]
+
+
+def find_image(folders, image):
+    """What `Listing.find` gives, for a single image."""
+    paths = (os.path.join(folder, image) for folder in folders)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _names(folder, advice):

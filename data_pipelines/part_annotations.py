@@ -3,14 +3,17 @@
 import collections
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines.coco_segmentation import Segmentations
+from data_pipelines import category_names
+from data_pipelines.coco_source import CocoSource
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
 from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_rle, encode_rle
 from data_pipelines.naming import ask_for, check_per_image, is_reserved, normalise
+from data_pipelines.partonomy.cleaning import PART_NAMES
 from data_pipelines.record import Sample
 from data_pipelines.templates.semantic import ANSWERS, QUESTIONS
 from plum_jax.errors import UserError
@@ -18,27 +21,26 @@ from plum_jax.errors import UserError
 
 def paco_label(category):
     """`trash_can:lid` -> ("trash can", "lid"), `bow_(weapon):string` -> ("bow", "string"), `dog_(animal)` -> ("dog", None)."""
-    pieces = [normalise(piece.split("_(")[0].replace("_", " ")) for piece in category["name"].split(":")]
-    return _label(*pieces) if len(pieces) < 3 else None
+    return _label(category_names.paco_lvis(category))
 
 
 def pascal_label(category):
     """`aeroplane:wing` -> ("aeroplane", "wing"); there are no whole objects."""
-    pieces = [normalise(piece.replace("_", " ")) for piece in category["name"].split(":")]
-    return _label(*pieces) if len(pieces) == 2 else None
+    return _label(category_names.pascal_part(category), least=2)
 
 
 def partimagenet_label(category):
     """Supercategory `Car`, name `Car Tier` -> ("car", "tire"), as the release misspells it; `Car` alone -> ("car", None)."""
-    whole, name = normalise(category["supercategory"]), normalise(category["name"])
-    part = name.removeprefix(whole + " ")
-    return _label(whole) if name == whole else _label(whole, "tire" if part == "tier" else part)
+    return _label(category_names.partimagenet(category), PART_NAMES["partimagenet"])
 
 
-def _label(whole, part=None):
-    """(object, part or None), or None where a name is missing or reserved."""
-    names = (whole,) if part is None else (whole, part)
-    return (whole, part) if all(name and not is_reserved(name) for name in names) else None
+def _label(pieces, other_names=types.MappingProxyType({}), *, least=1):
+    """[object] or [object, part] -> (object, part or None) as templates have them; None where one is missing or reserved."""
+    names = [normalise(piece.replace("_", " ")) for piece in pieces]
+    if not least <= len(names) <= 2 or not all(name and not is_reserved(name) for name in names):
+        return None
+    whole, part = (*names, None)[:2]
+    return whole, other_names.get(part, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ LAYOUTS = {
 }
 
 
-class PartAnnotationSource:
+class PartAnnotationSource(CocoSource):
     """One sample per image: up to `per_image` of its labels, one conversation for each, whose mask is the union of all
     annotations of that label in the image (D22). A part is called "cat eye" or "eye of the cat".
 
@@ -96,16 +98,15 @@ class PartAnnotationSource:
         if split not in layout.splits:
             raise UserError(f"{dataset} has no split {split!r}; use {', '.join(layout.splits)}")
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
-        self.dataset, self.per_image = dataset, check_per_image(per_image)
-        self.path = Path(root) / layout.annotations.format(split=split)
+        path = Path(root) / layout.annotations.format(split=split)
         folders = [Path(root) / layout.images.format(split=name) for name in (split, split.removesuffix("_whole"))]
-        self._images = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
-        self.index_files = (self.path,)
+        folder = Path(images or next((folder for folder in folders if folder.is_dir()), folders[-1]))
+        super().__init__(dataset, path, folder, per_image)
+        self.index_files = (path,)
         content = read_coco(self.path, advice)
         self.listed = len(content["images"])
         labels = _read_labels(content, layout.label)
         self.labels = sorted(set(labels.values()), key=lambda label: (label[0], label[1] or ""))
-        self._segmentations = Segmentations()
         left_out = LeftOut()
         self._records = self._read(content, labels, advice, left_out)
         if not self._records:
@@ -154,12 +155,6 @@ class PartAnnotationSource:
             return "annotation without a usable mask"
         return None
 
-    def __len__(self):
-        return len(self._records)
-
-    def _about(self, name, file):
-        return {"key": name, "image": str(self._images / name), "dataset": self.dataset, "file": str(file)}
-
     def record(self, index):
         """-> {"key", "image", "dataset", "file", "labels": [[object, part or None, run lengths], ...]}."""
         name, hw, annotations = self._records[index]
@@ -180,12 +175,6 @@ class PartAnnotationSource:
     def drawing(cls, *, per_image=3):
         """What makes a Sample from a record: (record, rng) -> up to `per_image` of its labels."""
         return functools.partial(_draw, per_image=check_per_image(per_image))
-
-    def _mask(self, numbers, hw, name):
-        try:
-            return self._segmentations.mask(numbers, hw)
-        except ValueError as error:
-            raise UserError(f"{self.path}: an annotation of {name}: {error}; download the file again") from error
 
 
 def _draw(record, rng, *, per_image):

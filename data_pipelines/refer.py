@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from data_pipelines.coco_segmentation import Segmentations
+from data_pipelines.coco_source import CocoSource
 from data_pipelines.folders import identity, image_size, inside, present, read_coco
 from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_rle, encode_rle
@@ -38,7 +38,7 @@ LAYOUTS = {
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 
 
-class ReferSource:
+class ReferSource(CocoSource):
     """One sample per image: up to `per_image` of its phrases, one conversation for each.
 
     A phrase owns the union of the annotations that it means, as ones and zeros (D23); where nothing in the image fits it
@@ -63,8 +63,8 @@ class ReferSource:
             raise UserError(f"{dataset} has no split {split!r}; use {', '.join(SPLITS)}")
         layout, folder = LAYOUTS[dataset], Path(root) / "refer_seg"
         advice = f"{dataset} is laid out as in docs/data/{layout.page}"
-        self.dataset, self.per_image, left_out = dataset, check_per_image(per_image), LeftOut()
-        self.path, self._images = folder / dataset / "instances.json", folder / layout.images
+        left_out = LeftOut()
+        super().__init__(dataset, folder / dataset / "instances.json", folder / layout.images, per_image)
         name = f"{layout.refs}({split_by or layout.split_by})"
         refs = read_refs(folder / dataset, name, advice)
         pickled = folder / dataset / f"{name}.p"  # reading it may put a .json beside it
@@ -77,7 +77,6 @@ class ReferSource:
             known = ", ".join(sorted({ref.split for ref in refs})) or "none at all"
             raise UserError(f"{folder / dataset}: has no expression of split {split!r}; it has {known}")
         self.listed = len(wanted)
-        self._segmentations = Segmentations()
         self._records = self._read(read_coco(self.path, advice), wanted, advice, left_out)
         if not self._records:
             what = f"has no image in {self._images} with a phrase of split {split!r} (left out: {left_out})"
@@ -146,12 +145,6 @@ class ReferSource:
                 self._leave(left_out, f"{name}: {phrase[:100]!r}", "phrase with several meanings in one image")
         return [(phrase, min(found)) for phrase, found in meanings.items() if len(found) == 1]
 
-    def __len__(self):
-        return len(self._records)
-
-    def _about(self, name, file):
-        return {"key": name, "image": str(self._images / name), "dataset": self.dataset, "file": str(file)}
-
     def record(self, index):
         """-> {"key", "image", "dataset", "file", "phrases": [[phrase, number of its mask or None]], "masks": [run lengths]}."""
         name, hw, phrases = self._records[index]
@@ -180,12 +173,6 @@ class ReferSource:
     def drawing(cls, *, per_image=3):
         """What makes a Sample from a record: (record, rng) -> up to `per_image` of its phrases."""
         return functools.partial(_draw, per_image=check_per_image(per_image))
-
-    def _mask(self, numbers, hw, name):
-        try:
-            return self._segmentations.mask(numbers, hw)
-        except ValueError as error:
-            raise UserError(f"{self.path}: an annotation of {name}: {error}; download the file again") from error
 
 
 def _draw(record, rng, *, per_image):

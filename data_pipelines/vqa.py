@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.conversation import END, IMAGE
-from data_pipelines.folders import inside
-from data_pipelines.image_folders import Listing, find_image
+from data_pipelines.folders import Listing, find_image, inside
 from data_pipelines.json_array import JsonArray, scan
 from data_pipelines.left_out import LeftOut
 from data_pipelines.record import Dialogue, Sample

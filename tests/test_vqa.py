@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.conversation import encode
-from data_pipelines.image_folders import find_image
+from data_pipelines.folders import find_image
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.vqa import FILE, Vqa, parse_entry
 from plum_jax.errors import UserError
@@ -112,8 +112,8 @@ def test_what_cannot_be_used_is_counted_by_reason_when_opened(tmp_path):
 
 
 def test_messages_of_one_reason_are_limited(tmp_path):
-    source = Vqa(write(tmp_path, [entry(0), *[entry(k, image="2.jpg") for k in range(300)]]))
-    assert source.skipped == {"image file missing": 300} and len(source.faults) == 100
+    source = Vqa(write(tmp_path, [entry(0), *[entry(k, image="2.jpg") for k in range(1200)]]))
+    assert source.skipped == {"image file missing": 1200} and len(source.faults) == 1000
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,27 @@ import re
 
 import yaml
 
+from data_pipelines import category_names
 from data_pipelines.partonomy.coco_file import Category
 from plum_jax.errors import UserError
 
 
 def paco_lvis(path, coco):
     """'mug_(cup):handle' -> part 'handle' of 'mug'; without a colon an object. What follows '_(' only tells senses apart."""
-    return {entry["id"]: _pair(path, entry["name"], sense="_(") for entry in coco["categories"]}
+    return {entry["id"]: _category(path, entry["name"], *category_names.paco_lvis(entry)) for entry in coco["categories"]}
 
 
 def pascal_part(path, coco):
     """'aeroplane:body' -> part 'body' of 'aeroplane'. The source has no objects of their own."""
+    categories = {}
     for entry in coco["categories"]:
-        if entry["name"].count(":") != 1:
+        pieces = category_names.pascal_part(entry)
+        if len(pieces) != 2:
             raise UserError(
                 f"{path}: category {entry['name']!r} is not object:part; give VLPart's PASCAL-Part file, or another --format"
             )
-    return {entry["id"]: _pair(path, entry["name"]) for entry in coco["categories"]}
+        categories[entry["id"]] = _category(path, entry["name"], *pieces)
+    return categories
 
 
 def partimagenet(path, coco):
@@ -32,8 +36,7 @@ def partimagenet(path, coco):
             raise UserError(
                 f"{path}: category {entry['name']!r} has no supercategory; give PartImageNet's file, or another --format"
             )
-        thing, part = above.strip().lower(), entry["name"].strip().lower()
-        categories[entry["id"]] = _category(path, entry["name"], thing, part.removeprefix(thing).strip(" _-") or part)
+        categories[entry["id"]] = _category(path, entry["name"], *category_names.partimagenet(entry))
     return categories
 
 
@@ -43,7 +46,7 @@ def coco(path, coco, hierarchy=None):
     With a hierarchy, categories that it does not name mean nothing; one that several objects list is a part of any of them.
     """
     if hierarchy is None:
-        categories = {entry["id"]: _pair(path, entry["name"]) for entry in coco["categories"]}
+        categories = {entry["id"]: _category(path, entry["name"], *entry["name"].split(":")) for entry in coco["categories"]}
         if not any(category.part for category in categories.values()):
             raise UserError(f"{path}: no category is named object:part; give --hierarchy FILE, which says what is part of what")
         return categories
@@ -101,14 +104,10 @@ def _texts(values):
     return isinstance(values, list) and bool(values) and all(isinstance(value, str) and value.strip() for value in values)
 
 
-def _pair(path, name, sense=None):
-    pieces = [piece.partition(sense)[0] if sense else piece for piece in name.split(":")]
-    if len(pieces) > 2:
+def _category(path, name, thing, part=None, *more):
+    """The pieces of a category's name -> Category."""
+    if more:
         raise UserError(f"{path}: category {name!r} has more than one colon; name it object or object:part")
-    return _category(path, name, *pieces)
-
-
-def _category(path, name, thing, part=None):
     thing, part = " ".join(thing.split()), part if part is None else " ".join(part.lower().split())
     if not thing or part == "" or re.search(r"--", f"{thing} {part}"):
         raise UserError(f"{path}: category {name!r} has no usable object or part name; rename it, without --")

@@ -5,8 +5,8 @@ import dataclasses
 
 from pycocotools import mask as coco_mask
 
+from data_pipelines.folders import read_json
 from data_pipelines.masks import MOST_PIXELS, encode_coco
-from data_pipelines.partonomy.descriptor import read_json
 from data_pipelines.partonomy.matching import Region
 from plum_jax.errors import UserError
 
@@ -28,7 +28,7 @@ class Category:
 
 def read_coco(path):
     """COCO JSON as a dictionary. UserError names the first entry that is wrong, its field and the fix."""
-    value = read_json(path, "a COCO annotation file")
+    value = read_json(path, "give the path of a COCO annotation file", repair="give a COCO annotation file")
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in FIELDS):
         raise UserError(f"{path}: has no lists images, annotations and categories; give a COCO annotation file")
     for key, fields in FIELDS.items():

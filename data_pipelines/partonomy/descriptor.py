@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from data_pipelines.folders import read_json
 from plum_jax.errors import UserError
 
 KEYS = ("dataset_name", "instances", "part_graph", "instance_graph")
@@ -67,21 +68,9 @@ def _instance_json(instance):
     return value
 
 
-def read_json(path, what):
-    """A JSON file of the user's. UserError in a sentence when it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the path of {what}") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply to be {what}; write the file again") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); give {what}") from error
-
-
 def read_descriptor(path):
     """A descriptor file, the reference's included. UserError names the first instance that is wrong, its field and the fix."""
-    value = read_json(path, "a part dataset descriptor")
+    value = read_json(path, "give the path of a part dataset descriptor", repair="give a part dataset descriptor")
     if not isinstance(value, dict) or not value.keys() >= set(KEYS):
         missing = [key for key in KEYS if not isinstance(value, dict) or key not in value]
         raise UserError(f"{path}: has no {', '.join(missing)}; give a part dataset descriptor, or the right --format")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from data_pipelines.conversation import END, IMAGE, Span, answer_spans
-from data_pipelines.folders import check_regular, inside
+from data_pipelines.folders import inside, read_json
 from plum_jax.errors import UserError
 
 TWO_TURN = ("part_to_whole", "whole_to_part")
@@ -75,15 +75,8 @@ def question_file(folder, split):
 
 def load_entries(path):
     """The JSON array of a question file. UserError when missing or not an array."""
-    try:
-        check_regular(path)
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such question file; make one with plum data make --out DIR") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply to be a question file; write the file again") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write the file again") from error
+    advice = "make one with plum data make --out DIR"
+    entries = read_json(path, advice, kind="question file", repair="write the file again")
     if not isinstance(entries, list):
         raise UserError(f"{path}: holds a {type(entries).__name__}, expected a JSON array of questions; write the file again")
     return entries
