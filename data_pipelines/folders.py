@@ -106,8 +106,8 @@ class Listing:
     def _files(self, directory):
         if directory not in self.names:
             try:
-                with os.scandir(directory) as items:
-                    self.names[directory] = {item.name for item in items if item.is_file()}
+                with os.scandir(directory) as items:  # a link to itself is no folder, and said when it is read
+                    self.names[directory] = {item.name for item in items if item.is_symlink() or not item.is_dir()}
             except OSError:
                 self.names[directory] = set()
         return self.names[directory]

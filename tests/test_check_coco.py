@@ -111,11 +111,32 @@ def test_every_fault_is_listed_with_its_entry(place):
         "annotation 4416: the mask covers no pixel of the image",
         "None: category 'wing' has no parent object: use --hierarchy parts.yaml or name it 'object:wing'",
         "None: 1 times an image shows several objects of one name, first: a/0001.jpg ('airplane')",
+        "annotation 4420: is a crowd annotation",
+        "image 3: has no annotation",
         "None: objects 'Airplane' and 'airplane' differ in spelling only",
         "None: parts 'Wing' and 'wing' differ in spelling only",
     ):
         assert any(text.startswith(expected) for text in warnings), expected
-    assert len(warnings) == 8
+    assert len(warnings) == 10
+
+
+def test_what_no_question_is_made_of_is_a_warning(place):
+    """Images without an annotation, crowds, and categories without a parent, whether or not something uses them."""
+    more = content()
+    more["images"] += [{**more["images"][1], "id": 7, "file_name": "more.jpg"}]
+    write_image(place / "images/more.jpg", seed=3)
+    more["categories"] += [{"id": 8, "name": "cloud"}]
+    crowd = {"id": 50, "image_id": 1, "category_id": 2, "iscrowd": 1, "segmentation": [box(1, 1, 9, 9)]}
+    more["annotations"] += [crowd]
+    report = report_of(place, more)
+    assert not report["problems"]
+    assert texts(report["warnings"]) == [
+        "None: category 'cloud' has no parent object: use --hierarchy parts.yaml or name it 'object:cloud'; nothing uses it",
+        "annotation 50: is a crowd annotation, which stands for no object (left out)",
+        "image 7: has no annotation",
+    ]
+    more["annotations"][-1] = {**crowd, "category_id": 8, "iscrowd": 0}
+    assert texts(report_of(place, more)["warnings"])[0].endswith("name it 'object:cloud'; its 1 annotations are left out")
 
 
 def test_an_image_turned_by_exif(place):
@@ -159,7 +180,10 @@ def test_copies_across_splits(place, capsys):
     assert [f"{f['file']} {f['entry']}: {f['problem']}" for f in report["problems"]] == [
         "val.json image 4: image 0002.jpg is also in train.json; splits must not share images"
     ]
-    same, near = report["warnings"]
+    empty, (same, near) = report["warnings"][:-2], report["warnings"][-2:]
+    assert [f"{f['file']} {f['entry']}: {f['problem']}" for f in empty] == [
+        f"val.json image {number}: has no annotation" for number in (1, 2, 3, 4)
+    ]
     assert same["entry"] == "image 2" and same["problem"].startswith(
         "image copy.jpg is the same file as 0002.jpg of train.json"
     )

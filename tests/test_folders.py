@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from data_pipelines.folders import identity, image_size, inside, present, read_coco, read_json, stems
+from data_pipelines.folders import Listing, identity, image_size, inside, present, read_coco, read_json, stems
 from plum_jax.errors import UserError
 
 
@@ -59,3 +59,11 @@ def test_files_that_are_no_coco_files(tmp_path, content, match):
         read_coco(path, "look here")
     with pytest.raises(UserError, match=r"none\.json: no such file; look here"):
         read_json(tmp_path / "none.json", "look here")
+
+
+def test_a_link_to_itself_hides_no_other_image(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert present(tmp_path, ["a.jpg", "b.jpg", "folder.jpg", "loop.jpg"], "advice") == {"a.jpg", "loop.jpg"}
+    assert Listing((tmp_path / "none", tmp_path)).find("a.jpg") == str(tmp_path / "a.jpg")

@@ -30,6 +30,7 @@ class CocoFile:
     labels: dict = dataclasses.field(default_factory=dict)
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     used: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # {category id: annotations}
+    annotated: set = dataclasses.field(default_factory=set)  # image ids
     several: dict = dataclasses.field(default_factory=dict)  # {(image id, object): whole objects}
 
 
@@ -60,9 +61,13 @@ def _read(path, name, findings, hierarchy, rule):
         _read_annotations(file, findings)
     except (UserError, OSError) as error:
         findings.error("unreadable file", name, None, str(error).removeprefix(f"{path}: "))
+    else:
+        for number in file.images:
+            if number not in file.annotated:
+                findings.warning("image without an annotation", name, f"image {number}", "has no annotation")
     for number, category in file.categories.items():
-        if number not in file.labels and file.used[number]:
-            _report_meaningless(file, number, category, hierarchy, findings)
+        if number not in file.labels:
+            _report_meaningless(file, number, category, hierarchy, rule, findings)
     report_collisions({label[0] for label in file.labels.values()}, "object", findings, name)
     report_collisions({label[1] for label in file.labels.values() if label[1]}, "part", findings, name)
     several = [(number, thing) for (number, thing), count in file.several.items() if count > 1]
@@ -76,12 +81,15 @@ def _read(path, name, findings, hierarchy, rule):
     return file
 
 
-def _report_meaningless(file, number, category, hierarchy, findings):
-    name = category.get("name")
+def _report_meaningless(file, number, category, hierarchy, rule, findings):
+    name, used = category.get("name"), file.used[number]
+    lost = f"its {used:,} annotations are left out" if used else "nothing uses it"
     if hierarchy is not None:
-        text = f"category {name!r} is not in --hierarchy; its {file.used[number]:,} annotations are left out"
+        text = f"category {name!r} is not in --hierarchy; {lost}"
+    elif rule is not None:
+        text = f"category {name!r} is no object and no part as this data set names them; {lost}"
     else:
-        text = f"category {name!r} has no parent object: use --hierarchy parts.yaml or name it 'object:{name}'"
+        text = f"category {name!r} has no parent object: use --hierarchy parts.yaml or name it 'object:{name}'; {lost}"
     findings.warning("category without an object", file.name, None, text)
 
 
@@ -152,11 +160,13 @@ def _check_annotation(file, value, where, findings):
         findings.error("unknown label", name, where, f"category {category!r} is not in the file; add it, or correct the id")
         return
     file.used[category] += 1
+    file.annotated.add(image)
     if image not in file.images:
         findings.error("unknown image", name, where, f"image {image!r} is not in the file; add it, or correct the id")
         return
     if value.get("iscrowd"):
         file.counts["crowds"] += 1
+        findings.warning("crowd annotation", name, where, "is a crowd annotation, which stands for no object (left out)")
         return
     label, hw = file.labels.get(category), file.images[image][1]
     if label is not None and label[1] is None:
