@@ -86,10 +86,10 @@ def test_baselines_by_hand():
 
 
 def test_random_boxes_cover_a_ninth_of_the_image():
-    """Each side is |i - j| + 1 of two uniform draws: about a third of the image's."""
+    """Nearly: each side is |i - j| + 1 of two uniform draws, (n² - 1) / 3n + 1 on average."""
     rng, hw = np.random.default_rng(0), (40, 60)
     areas = run_lengths.areas([baselines.random_box(hw, rng) for _ in range(2000)])
-    assert areas.mean() / 2400 == pytest.approx(1 / 9, rel=0.15) and areas.min() >= 1
+    assert areas.mean() == pytest.approx((1599 / 120 + 1) * (3599 / 180 + 1), rel=0.06) and areas.min() >= 1
 
 
 def test_reliability_by_hand():
