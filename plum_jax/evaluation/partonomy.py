@@ -1,16 +1,19 @@
-"""PARTONOMY: outcomes -> records (instances.jsonl) -> results.json and the summary of a run (D 5.1 to D 5.10).
+"""PARTONOMY: predictions -> records (instances.jsonl) -> results.json and the summary of a run (D 5.1 to D 5.10).
 
-Everything after `score` works on plain records, so that the numbers can be recomputed from the file alone.
+Predictions come from `plum evaluate` or from any other model; nothing here needs jax. Everything after `score` works on plain
+records, so that the numbers can be recomputed from that file alone.
 """
 
 import numpy as np
 
 from plum_jax import coco
 from plum_jax.evaluation import masks, spans, text
-from plum_jax.evaluation.runner import target_masks
+from plum_jax.evaluation.prediction import GT_SPANS, OWN
+from plum_jax.evaluation.targets import target_masks
 from plum_jax.evaluation.text import normalise
 
 IDENTIFICATION = "identification_with_label"  # the type that the headline numbers are about (design 1)
+PUBLISHED_MEASURE = "full_mean"  # the choice score of the published protocol (D 5.1)
 RESAMPLES, INTERVAL, BOOTSTRAP_SEED = 1000, 0.95, 0
 SUMMARY_KEYS = (
     "span_f1", "gmiou_macro", "gmiou_micro", "gmiou_macro_published", "part_accuracy", "object_accuracy", "false_mask_rate",
@@ -19,112 +22,110 @@ SUMMARY_KEYS = (
 
 
 class Scorer:
-    """Outcomes of a run -> records. Target masks and their run lengths are kept for the questions of one image.
+    """Question and Prediction -> record. Target masks and their run lengths are kept for the questions of one image.
 
     Args:
-      model: inference.Model. split: for the ids. source: the question file, for messages.
-      empty_union: what two empty masks score, a key of `masks.EMPTY_UNION`.
+      split: for the ids. source: the question file, for messages.
+      settings: {"mc_score", "tie", "empty_union"}, values of the switches of config.eval with these names.
     """
 
-    def __init__(self, model, split, source, empty_union="one"):
-        self.model, self.split, self.source, self.options = model, split, source, {"empty_union": empty_union}
+    def __init__(self, split, source, settings):
+        self.split, self.source, self.settings = split, source, settings
+        self.options = {"empty_union": settings["empty_union"]}
         self._instance = None, None, None
 
-    def _targets(self, outcome):
+    def _targets(self, question, index, hw):
         """-> ({part: bool[H, W]} of all visible parts, {part: RLE} of those encoded so far)."""
-        key = outcome.question.image_path, outcome.question.segmentations
+        key = question.image_path, question.segmentations
         if self._instance[0] != key:
-            hw = outcome.images.original_hw[outcome.image]
-            self._instance = key, target_masks(outcome.question, hw, self.source, outcome.index), {}
+            self._instance = key, target_masks(question, hw, self.source, index), {}
         return self._instance[1:]
 
-    def score(self, outcome):
-        """Outcome -> one record of instances.jsonl."""
-        question, targets = outcome.question, self._targets(outcome)
-        parts = list(question.correct_parts)
-        record = {
-            "instance_id": f"{self.split}/{outcome.index:06d}",
+    def score(self, question, prediction, hw):
+        """One record of instances.jsonl.
+
+        Args:
+          question: records.Question. prediction: its Prediction, with answers. hw: size of the upright image.
+        """
+        targets = self._targets(question, prediction.index, hw)
+        parts, scores = list(question.correct_parts), prediction.choice_scores
+        chosen = self._choices(question, scores)
+        return {
+            "instance_id": f"{self.split}/{prediction.index:06d}",
             "image_path": question.image_path,
             "image_label": question.image_label,
             "question_type": question.question_type,
-            "questions": _questions(outcome),
+            "questions": _questions(question),
             "choices": list(question.answer_choices),
             "choice_parts": [list(names) for names in question.answer_parts],
-            "scores": outcome.scores["part"],
+            "scores": scores["part"],
             "correct": question.correct,
-            "predicted": outcome.predicted["part"],
-            "predicted_published": outcome.predicted_published["part"],
+            "predicted": chosen["part"][0],
+            "predicted_published": chosen["part"][1],
             "object_choices": _list(question.object_answer_choices),
-            "object_scores": outcome.scores.get("object"),
+            "object_scores": scores.get("object"),
             "object_correct": question.object_correct,
-            "object_predicted": outcome.predicted.get("object"),
-            "object_predicted_published": outcome.predicted_published.get("object"),
+            "object_predicted": chosen["object"][0],
+            "object_predicted_published": chosen["object"][1],
             "gt_parts": parts,
             "gt_masks": [_rle(targets, part) for part in parts],
+            "published": self._published(prediction.answers[GT_SPANS], parts, targets[0]),
+            "end_to_end": self._end_to_end(prediction.answers[OWN], question, targets[0]),
         }
-        pairs = self._masks(outcome, outcome.truth)
-        record["published"] = self._published(outcome, pairs, targets[0])
-        own = pairs if outcome.own.low_res is outcome.truth.low_res else self._masks(outcome, outcome.own)
-        record["end_to_end"] = self._end_to_end(outcome, own, targets[0])
-        return record
 
-    def _masks(self, outcome, span_set):
-        """[(mask bool[H, W], foreground probability in it, RLE)] of a span set."""
-        found = [self.model.mask(low_res, 1.0, outcome.images, outcome.image) for low_res in span_set.low_res]
-        return [(mask, raw, coco.encode(mask)) for mask, raw in found]
+    def _choices(self, question, scores):
+        """{"part", "object": (chosen answer, answer chosen by the published rule)}, Nones where nothing is asked."""
+        found = {"part": (None, None), "object": (None, None)}
+        for kind, correct in (("part", question.correct), ("object", question.object_correct)):
+            if kind in scores:
+                own = text.choose(scores[kind][self.settings["mc_score"]], tie=self.settings["tie"], correct=correct)
+                found[kind] = own, text.choose(scores[kind][PUBLISHED_MEASURE])  # the first of equal scores, D 5.1
+        return found
 
-    def _published(self, outcome, found, targets):
+    def _published(self, answer, parts, targets):
         """The reference's protocol: correct answer, constructed spans, masks paired by position (D 5.1)."""
-        row = outcome.part.rows[outcome.part.correct]
-        parts = list(row.choice.parts)
-        ious = masks.all_strategies([mask for mask, _, _ in found], [targets[p] for p in parts], **self.options)
-        entries = []
-        for i, ((start, end), (_, _, rle)) in enumerate(zip(outcome.truth.ranges, found, strict=True)):
-            a, b = row.characters(start, end)
-            entries.append(
-                {"phrase": row.answer[a:b], "char": [a, b], "mask": rle, "part": parts[i], "iou": _number(ious["paired"][i])}
-            )
+        found = [coco.decode(span.mask) for span in answer.spans]
+        ious = masks.all_strategies(found, [targets[part] for part in parts], **self.options)
+        entries = [
+            {"phrase": span.phrase, "char": _list(span.char), "mask": span.mask, "part": part, "iou": _number(iou)}
+            for span, part, iou in zip(answer.spans, parts, ious["paired"], strict=True)
+        ]
         return {
             "spans": entries,
             "gmiou": masks.macro([ious["paired"]]),
             "ious": {name: [_number(x) for x in values] for name, values in ious.items()},
         }
 
-    def _end_to_end(self, outcome, found, targets):
+    def _end_to_end(self, answer, question, targets):
         """Chosen answer, the model's own spans, masks matched to parts by name; a missing mask scores 0 (D 5.2)."""
-        row = outcome.part.rows[outcome.predicted["part"]]
         visible = {normalise(name): name for name in targets}
-        constructed = dict(zip(row.targets, row.choice.parts, strict=True))
         entries, by_part = [], {}
-        for span, sure, (mask, inside, rle) in zip(outcome.own.ranges, outcome.own.confidence, found, strict=True):
-            a, b = row.characters(*span)
-            phrase, raw = row.answer[a:b], inside * sure
-            score, status = self.model.judge(mask, raw)
+        for span in answer.spans:
             # The answer may use another word for a part than the annotation (D28): its own list says which part it means.
-            part = visible.get(normalise(constructed.get(span, phrase)), visible.get(normalise(phrase)))
+            part = visible.get(normalise(span.part or span.phrase), visible.get(normalise(span.phrase)))
+            mask = coco.decode(span.mask)
             iou = _number(masks.iou(mask, targets[part], **self.options)) if part else None
-            entry = {"phrase": phrase, "char": [a, b], "mask": rle, "score": round(score, 6), "raw": round(raw, 6)}
-            entries.append({**entry, "status": status, "part": part, "iou": iou})
-            if status == "ok" and part:
+            entry = {"phrase": span.phrase, "char": _list(span.char), "mask": span.mask, "score": span.score, "raw": span.raw}
+            entries.append({**entry, "status": span.status, "part": part, "iou": iou})
+            if span.status == "ok" and part:
                 by_part.setdefault(part, mask)
-        wanted = {part: targets[part] for part in outcome.question.correct_parts}
+        wanted = {part: targets[part] for part in question.correct_parts}
         pairs, _ = masks.paired_strict(by_part, wanted, **self.options)
         emitted = [entry for entry in entries if entry["status"] == "ok"]
         return {
-            "answer": row.answer,
+            "answer": answer.text,
             "status": "no_span_tagged" if not entries else "ok" if emitted else entries[0]["status"],
             "spans": entries,
             "gmiou_strict": masks.macro([list(pairs.values())]),
             "pair_ious": {name: _number(value) for name, value in pairs.items()},
-            "span_counts": outcome.counts,
-            "bio_counts": outcome.bio.tolist(),
+            "span_counts": answer.span_counts,
+            "bio_counts": [list(pair) for pair in answer.bio_counts],
             "false_masks": sum(entry["part"] is None for entry in emitted),
             "masks": len(emitted),
         }
 
 
-def _questions(outcome):
-    question = outcome.question
+def _questions(question):
     asked = {"part": question.question, "object": question.object_question}
     order = ("object", "part") if question.question_type == "whole_to_part" else ("part", "object")
     return [asked[kind] for kind in order if asked[kind]]

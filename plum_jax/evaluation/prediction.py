@@ -51,7 +51,5 @@ class Prediction:
     question_type: str
     choice_scores: dict
     answers: dict  # mode of MODES -> Answer
-    predicted: dict = dataclasses.field(
-        default_factory=dict
-    )  # question -> choice, where only that is known
+    predicted: dict = dataclasses.field(default_factory=dict)  # question -> choice, where only that is known
     skipped: str | None = None  # why there is no answer; then the rest is empty
