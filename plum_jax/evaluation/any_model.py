@@ -3,11 +3,12 @@
 import numpy as np
 
 from data_pipelines.masks import decode_rle, encode_coco, encode_rle, rle_area
+from plum_jax.evaluation.choosing import MEASURES
 from plum_jax.evaluation.prediction import GENERATED, GT_ANSWER, GT_SPANS, OWN, Answer, Prediction, Span
 from plum_jax.evaluation.schema import Invalid, check, show
+from plum_jax.evaluation.text import choose
 
-# Negative log-likelihoods by definition: which way is better need not be said.
-LOSSES = frozenset(("answer_mean", "answer_sum", "full_mean"))
+LOSSES = frozenset(MEASURES)  # negative log-likelihoods by definition: which way is better need not be said
 PLAIN = "score"  # the name of a measure that has none
 
 
@@ -39,6 +40,9 @@ def to_prediction(entry, questions, size_of, better=None):
     if chosen is not None and "part" not in scores:
         if predicted.setdefault("part", chosen) != chosen:
             raise Invalid(f"$.predicted.part is {predicted['part']}, but the answer is choice {chosen}; give the same choice")
+    for name, lists in scores.items():
+        if name not in predicted and not LOSSES & lists.keys():
+            predicted[name] = _best(lists, f"$.choice_scores.{name}")
     return Prediction(index, question.image_path, question.question_type, scores, answers, predicted)
 
 
@@ -79,6 +83,14 @@ def _scores(entry, question, better):
     return found
 
 
+def _best(lists, where):
+    """The choice with the best score of the only measure there is, the first of equal ones: what the published rule takes."""
+    if len(lists) > 1:
+        have, known = ", ".join(lists), " or ".join(MEASURES)
+        raise Invalid(f"{where} has the measures {have}; leave one, call one {known}, or state the choice in predicted")
+    return choose(next(iter(lists.values())))
+
+
 def _float(value, where):
     try:
         return float(value)
@@ -99,7 +111,9 @@ def _n_choices(question, name, where):
 def _choice(choice, question, name, where):
     n = _n_choices(question, name, where)
     if choice >= n:
-        raise Invalid(f"{where} is {choice}; give a whole number from 0 to {n - 1}, the place of the choice in the question file")
+        raise Invalid(
+            f"{where} is {choice}; give a whole number from 0 to {n - 1}, the place of the choice in the question file"
+        )
     return choice
 
 

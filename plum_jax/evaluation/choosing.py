@@ -12,7 +12,7 @@ KINDS = ("part", "object")
 
 
 def second_of(question_type):
-    """"part" or "object": what the second of two questions asks for; None where there is one question."""
+    """ "part" or "object": what the second of two questions asks for; None where there is one question."""
     return ORDER[question_type][1] if question_type in TWO_TURN else None
 
 

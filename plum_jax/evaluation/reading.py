@@ -40,7 +40,7 @@ def read_predictions(path):
 
 
 def _layout(path):
-    """"lines", "array" or "object", from the name or the first line."""
+    """ "lines", "array" or "object", from the name or the first line."""
     try:
         check_regular(path)
         with open(path, "rb") as file:

@@ -57,7 +57,9 @@ def _find(entry, questions, taken):
         found = same if found is None else found & same
     if not found:
         about = f"{entry['question_type']} question about {entry['image_path']}"
-        raise Invalid(f"$.questions is {show(entry['questions'])}, which is no {about}; give the question file it was made from")
+        raise Invalid(
+            f"$.questions is {show(entry['questions'])}, which is no {about}; give the question file it was made from"
+        )
     label = entry.get("gt_object")
     if label is not None:
         found = {i for i in found if questions.questions[i].image_label == label} or found
@@ -65,7 +67,9 @@ def _find(entry, questions, taken):
     right = sorted(i for i in found if _correct(questions.questions[i]) == correct)
     if not right:
         have = show(_correct(questions.questions[min(found)]))
-        raise Invalid(f"$.gt_parts_answer is {show(correct)}, but the question file says {have}; give the file it was made from")
+        raise Invalid(
+            f"$.gt_parts_answer is {show(correct)}, but the question file says {have}; give the file it was made from"
+        )
     choices = sorted(choice.strip() for choice in entry[MARK])
     right = [i for i in right if sorted(c.strip() for c in questions.questions[i].answer_choices) == choices]
     if not right:

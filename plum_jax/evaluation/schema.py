@@ -58,8 +58,10 @@ def _sentence(error):
         known = list(error.schema["properties"])
         unknown = next(key for key in error.instance if key not in known and not key.startswith("x_"))
         near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}" + (
-            ", or begin the name with x_" if "patternProperties" in error.schema else ""
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"use {', '.join(known)}" + (", or begin the name with x_" if "patternProperties" in error.schema else "")
         )
         return f"{where} has the unknown field {show(unknown)}; {hint}"
     if error.validator in ("anyOf", "oneOf") and isinstance(error.instance, dict):
