@@ -63,9 +63,6 @@ def reference_entry(entry, choice, *, rows=1, keep=None):
 
 def write(path, value):
     """A prediction file: JSON lines for a list and a name that ends in .jsonl, else JSON."""
-    if path.suffix == ".jsonl":
-        text = "".join(json.dumps(item) + "\n" for item in value)
-    else:
-        text = json.dumps(value)
+    text = "".join(json.dumps(item) + "\n" for item in value) if path.suffix == ".jsonl" else json.dumps(value)
     path.write_text(text, encoding="utf-8")
     return path

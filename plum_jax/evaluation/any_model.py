@@ -1,4 +1,4 @@
-"""An entry of the documented prediction file (docs/predictions.md) -> Prediction. Nothing is guessed about a mask or a score."""
+"""An entry of the documented prediction file (docs/predictions.md) -> Prediction. Nothing of a mask or score is guessed."""
 
 import numpy as np
 
@@ -37,9 +37,8 @@ def to_prediction(entry, questions, size_of, better=None):
         given[("$.answer", _mode(entry, question, scores, predicted))] = entry["answer"]
     answers = {mode: _answer(answer, mode, where, question, size_of(index)) for (where, mode), answer in given.items()}
     chosen = answers[OWN].choice if OWN in answers else None
-    if chosen is not None and "part" not in scores:
-        if predicted.setdefault("part", chosen) != chosen:
-            raise Invalid(f"$.predicted.part is {predicted['part']}, but the answer is choice {chosen}; give the same choice")
+    if chosen is not None and "part" not in scores and predicted.setdefault("part", chosen) != chosen:
+        raise Invalid(f"$.predicted.part is {predicted['part']}, but the answer is choice {chosen}; give the same choice")
     for name, lists in scores.items():
         if name not in predicted and not LOSSES & lists.keys():
             predicted[name] = _best(lists, f"$.choice_scores.{name}")
@@ -69,7 +68,7 @@ def _scores(entry, question, better):
         n = _n_choices(question, name, where)
         lists = given if isinstance(given, dict) else {PLAIN: given}
         way = entry.get("better", better)
-        if way is None and not LOSSES >= lists.keys():
+        if way is None and not lists.keys() <= LOSSES:
             raise Invalid(f'{where} does not say which way is better; add "better": "lower" or "better": "higher" to it')
         found[name] = {}
         for measure, values in lists.items():
