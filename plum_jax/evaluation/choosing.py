@@ -6,7 +6,8 @@ from data_pipelines.partonomy.records import TWO_TURN
 from plum_jax.evaluation.text import accuracy, choose
 
 MEASURES = ("answer_mean", "answer_sum", "full_mean")
-PUBLISHED = "full_mean", "first"  # measure and rule for ties of the published protocol
+PUBLISHED_MEASURE = "full_mean"
+PUBLISHED = PUBLISHED_MEASURE, "first"  # measure and rule for ties of the published protocol
 ORDER = {"part_to_whole": ("part", "object"), "whole_to_part": ("object", "part")}
 KINDS = ("part", "object")
 
@@ -26,20 +27,21 @@ def chosen(scores, measure, tie, correct):
     return None if values is None else choose(np.array(values, np.float64), tie=tie, correct=correct)
 
 
-def choices_of(question, prediction, measure, tie, *, own=None):
+def choices_of(question, prediction, measure, tie, *, end_to_end=False, own=None):
     """What a protocol says that the model chose: {"part", "object": index or None}.
 
     A choice is found by the measure; where the model gives no scores of it, it is the choice that the prediction states.
 
     Args:
-      own: the answer whose spans are scored, for the end-to-end protocol: then its choice is the chosen part answer, and the
-        second of two questions is asked after the model's first answer. None: after the correct one.
+      end_to_end: the second of two questions was asked after the model's first answer, where it has scores of that, and not
+        after the correct one.
+      own: the answer whose spans are scored end to end; its choice is the chosen part answer.
     """
     correct = {"part": question.correct, "object": question.object_correct}
     second, found = second_of(question.question_type), {}
     for kind in KINDS:
         scores = prediction.choice_scores.get(kind)
-        if own is not None and kind == second:
+        if end_to_end and kind == second:
             scores = prediction.choice_scores.get("second_after_predicted", scores)
         stated = prediction.predicted.get(kind)
         found[kind] = None if correct[kind] is None else chosen(scores, measure, tie, correct[kind])

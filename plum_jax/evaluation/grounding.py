@@ -42,13 +42,13 @@ def published(answer, parts, targets, empty_union):
     }
 
 
-def named(answer, question, targets, empty_union, *, rules=False):
+def named(answer, question, targets, lookup, empty_union, *, rules=False):
     """An answer with the model's own spans: masks matched to the parts by what their phrases name; a missing mask scores 0.
 
     Of several masks of a part the first in the text counts. Only masks of status "ok" are given.
 
     Args:
-      answer: prediction.Answer. question: records.Question. targets: targets.Targets.
+      answer: prediction.Answer. question: records.Question. targets: targets.Targets. lookup: PartLookup of its parts.
       rules: phrases are compared with part names by rules (free text), not exactly.
 
     Returns:
@@ -58,7 +58,7 @@ def named(answer, question, targets, empty_union, *, rules=False):
     listed = _listed(answer, question)
     entries, by_part, given, extra = [], {}, [], 0
     for span in answer.spans:
-        part = _part_of(span, listed, targets, rules)
+        part = _part_of(span, listed, lookup, rules)
         iou = None
         if part is not None:
             iou = number(run_lengths.iou_matrix([span.mask], [targets.masks[part]], empty_union=empty_union)[0, 0])
@@ -79,7 +79,7 @@ def named(answer, question, targets, empty_union, *, rules=False):
         "spans": entries,
         "gmiou_strict": masks.macro([list(strict.values())]),
         "pair_ious": {part: number(value) for part, value in strict.items()},
-        "boundary_pair_ious": {part: number(value) for part, value in _strict_rims(by_part, parts, targets, empty_union).items()},
+        "boundary_pair_ious": _strict_rims(by_part, parts, targets, empty_union),
         "ious": {name: numbers(values) for name, values in ious.items()},
         "empty_pairs": empty,
         "span_counts": answer.span_counts,
@@ -87,19 +87,20 @@ def named(answer, question, targets, empty_union, *, rules=False):
         "false_masks": sum(entry["part"] is None for entry in entries if entry["status"] == "ok"),
         "extra_masks": extra,
         "masks": len(given),
-        **_absent(answer, question, entries, targets),
+        **_absent(answer, question, entries, lookup),
         **_relations(given, targets),
     }  # fmt: skip
 
 
-def named_parts(block, parts):
+def named_parts(block, parts, synonyms=None):
     """Parts that free text names, its phrases, against the parts of the correct answer, each once.
 
     Returns:
       {"exact", "rules": [matches, named, references]}.
     """
     said = [entry["phrase"] for entry in block["spans"] if entry["phrase"].strip()]
-    return {"exact": list(distinct_matches(said, parts, exact)), "rules": list(distinct_matches(said, parts, by_rules))}
+    keys = {"exact": exact, "rules": lambda name: by_rules(name, synonyms)}
+    return {name: list(distinct_matches(said, parts, key)) for name, key in keys.items()}
 
 
 def _listed(answer, question):
@@ -114,22 +115,22 @@ def _listed(answer, question):
     return {normalise(answer.text[a:b]): part for (a, b), part in zip(places, parts, strict=True)}
 
 
-def _part_of(span, listed, targets, rules):
+def _part_of(span, listed, lookup, rules):
     """The visible part that a span names, or None."""
     for name in (span.part, listed.get(normalise(span.phrase)), span.phrase):
-        found = targets.lookup(name, rules=rules) if name else None
+        found = lookup(name, rules=rules) if name else None
         if found is not None:
             return found
     return None
 
 
-def _absent(answer, question, entries, targets):
+def _absent(answer, question, entries, lookup):
     """Parts that the answer names and the object does not show, and how many of them got a mask all the same."""
     with_mask = {normalise(entry["phrase"]) for entry in entries if entry["status"] == "ok" and entry["part"] is None}
     absent = {normalise(entry["phrase"]) for entry in entries if entry["part"] is None and entry["phrase"].strip()}
     if answer.choice is not None:
         listed = _listed(answer, question)
-        absent = {word for word, part in listed.items() if targets.lookup(part, rules=False) is None}
+        absent = {word for word, part in listed.items() if lookup(part, rules=False) is None}
     return {"absent_parts": len(absent), "absent_parts_with_mask": len(absent & with_mask)}
 
 
@@ -167,7 +168,7 @@ def _strict(by_part, parts, targets, empty_union):
 
 def _strict_rims(by_part, parts, targets, empty_union):
     rims = {part: _paired_rims([by_part[part]], [targets.masks[part]], empty_union)[0] for part in parts if part in by_part}
-    return {part: float(rims.get(part, 0.0)) for part in parts}
+    return {part: number(rims.get(part, 0.0)) for part in parts}
 
 
 def _paired_rims(found, target, empty_union):

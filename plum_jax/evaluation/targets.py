@@ -6,11 +6,10 @@ import json
 
 import numpy as np
 
-from data_pipelines.masks import decode_segmentation, part_masks
+from data_pipelines.masks import decode_segmentation
 from plum_jax import coco
 from plum_jax.errors import UserError
 from plum_jax.evaluation import mask_relations, run_lengths
-from plum_jax.evaluation.part_names import PartLookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +24,6 @@ class Targets:
     def region(self):
         """The object, as far as the annotation knows it: the union of its parts."""
         return run_lengths.union(list(self.masks.values()))
-
-    @functools.cached_property
-    def lookup(self):
-        return PartLookup(self.masks)
 
     @functools.cached_property
     def overlap(self):
@@ -75,11 +70,3 @@ def _run_lengths(entry, hw):
     if mask.shape != hw:
         raise ValueError(f"is {mask.shape[0]} x {mask.shape[1]}, image is {hw[0]} x {hw[1]}")
     return coco.encode(mask)
-
-
-def target_masks(question, hw, source, index):
-    """{part: bool[H, W]} of all visible parts of a question; arguments and errors of `targets_of`."""
-    try:
-        return {name: mask.astype(bool) for name, mask in part_masks(question.segmentations, hw).items()}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: entry {index}: {error}; correct the segmentations") from error
