@@ -7,7 +7,8 @@ from data_pipelines.masks import decode_segmentation
 from plum_jax.errors import UserError
 from plum_jax.evaluation import any_model, reference_file
 from plum_jax.evaluation.any_model import empty_mask
-from plum_jax.evaluation.prediction import GT_SPANS, Answer, Prediction, Span
+from plum_jax.evaluation.choosing import KINDS
+from plum_jax.evaluation.prediction import GENERATED, GT_SPANS, OWN, Answer, Prediction, Span
 from plum_jax.evaluation.question_index import QuestionIndex
 from plum_jax.evaluation.reading import read_predictions
 from plum_jax.evaluation.schema import Invalid
@@ -28,7 +29,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """`predictions`: {index: Prediction}, as given. `files`: [{"path", "layout", "predictions"}]."""
+    """`predictions`: {index: Prediction}, as given. `files`: [{"path", "form", "predictions"}]."""
 
     predictions: dict
     claims: list
@@ -67,7 +68,7 @@ def collect(paths, questions, source, progress=lambda items, label: items):
             indices.append(made.index)
             forms.add("published" if foreign else "any_model")
         files.append({"path": str(file.path), "form": " and ".join(sorted(forms)), "predictions": len(indices)})
-        if isinstance(file.header.get("metrics"), dict) and len(targets) == len(indices):
+        if isinstance(file.header.get("metrics"), dict) and len(targets) == len(indices) > 0:
             claims.append(Claim(str(file.path), file.header["metrics"], indices, targets))
     return Collected(found, claims, files)
 
@@ -105,61 +106,90 @@ def _size(entry):
     return decode_segmentation(entry).shape  # says what is wrong with it
 
 
+@dataclasses.dataclass(frozen=True)
+class ToScore:
+    """A question's prediction as it is scored. `unanswered`: "part" and "object" where a choice was due and none was given."""
+
+    prediction: Prediction
+    unanswered: tuple = ()
+
+
 def complete(questions, collected, hw, ignore_missing):
     """The predictions to score, in file order, and the account of what is missing.
 
-    A question without a prediction, or with one that says why it was skipped, counts as answered wrong and as masks without a
-    pixel, in every mode in which the others of its type answer; with `ignore_missing` it is left out, and so is a mode that a
-    prediction lacks. Types without any prediction are left out: no number of another type depends on them.
+    Whatever the predictions of a question type give, a choice or an answer of some mode, is due for every question of the
+    type. What is missing counts as a wrong choice and as masks without a pixel; with `ignore_missing` it is left out. Types
+    without any prediction are left out: no number of another type depends on them.
+
+    Args:
+      questions: [records.Question] of the file. hw: index -> (height, width).
 
     Returns:
-      ([Prediction], {"predicted", "scored", "missing": {reason: n}, "missing_counts_as", "skipped": {reason: n},
-      "answers_missing": {mode: n}}).
+      ([ToScore], {"predicted", "scored", "missing": {reason: questions}, "missing_counts_as": "wrong" or "left_out",
+      "incomplete": {what: predictions that lack it}, "skipped": {reason: questions that are not scored}}).
     """
-    modes, missing, skipped, lacking = (
-        collections.defaultdict(set),
-        collections.Counter(),
-        collections.Counter(),
-        collections.Counter(),
-    )
+    due = collections.defaultdict(_Due)
     for prediction in collected.predictions.values():
-        modes[prediction.question_type].update(prediction.answers)
+        due[prediction.question_type].add(prediction)
+    missing, skipped, incomplete = collections.Counter(), collections.Counter(), collections.Counter()
     chosen = []
     for index, question in enumerate(questions):
-        if question.question_type not in modes:
+        if question.question_type not in due:
             skipped[NOT_ANSWERED] += 1
             continue
         prediction = collected.predictions.get(index)
         reason = MISSING if prediction is None else prediction.skipped
-        wanted = modes[question.question_type]
         if reason is not None:
             missing[reason] += 1
             if ignore_missing:
                 skipped[reason] += 1
                 continue
             prediction = Prediction(index, question.image_path, question.question_type, {}, {})
-        absent = wanted - prediction.answers.keys()
+        wanted = due[question.question_type]
+        modes, kinds = wanted.modes - prediction.answers.keys(), tuple(sorted(wanted.kinds - chosen_kinds(prediction)))
         if reason is None:
-            lacking.update(absent)
-        if absent and not ignore_missing:
-            answers = {**prediction.answers, **{mode: nothing(question, mode, hw(index)) for mode in absent}}
-            prediction = dataclasses.replace(prediction, answers=answers)
-        chosen.append(prediction)
+            incomplete.update([*modes, *(f"choice_of_{kind}" for kind in kinds)])
+        if ignore_missing:
+            modes, kinds = (), ()
+        answers = {mode: _nothing(question, mode, hw(index), wanted.tagged) for mode in modes}
+        chosen.append(ToScore(dataclasses.replace(prediction, answers={**prediction.answers, **answers}), kinds))
     counts = {
-        "predicted": len(collected.predictions) - sum(p.skipped is not None for p in collected.predictions.values()),
+        "predicted": sum(p.skipped is None for p in collected.predictions.values()),
         "scored": len(chosen),
         "missing": dict(sorted(missing.items())),
         "missing_counts_as": "left_out" if ignore_missing else "wrong",
-        "answers_missing": dict(sorted(lacking.items())),
+        "incomplete": dict(sorted(incomplete.items())),
         "skipped": dict(sorted(skipped.items())),
     }
     return chosen, counts
 
 
-def nothing(question, mode, hw):
+@dataclasses.dataclass
+class _Due:
+    """What the predictions of a question type give. `tagged`: some say how many of their spans have exact boundaries."""
+
+    modes: set = dataclasses.field(default_factory=set)
+    kinds: set = dataclasses.field(default_factory=set)
+    tagged: bool = False
+
+    def add(self, prediction):
+        self.modes |= prediction.answers.keys()
+        self.kinds |= chosen_kinds(prediction)
+        self.tagged |= any(answer.span_counts is not None for answer in prediction.answers.values())
+
+
+def chosen_kinds(prediction):
+    """"part" and "object", where a prediction chooses one."""
+    kinds = {kind for kind in KINDS if kind in prediction.choice_scores or kind in prediction.predicted}
+    own = prediction.answers.get(OWN)
+    return kinds | ({"part"} if own is not None and own.choice is not None else set())
+
+
+def _nothing(question, mode, hw, tagged):
     """The answer of a model that says nothing. Where masks are paired by position it takes an empty mask a part to score 0."""
     if mode != GT_SPANS:
-        return Answer("", ())
+        counts = {"matched": 0, "predicted": 0, "target": len(question.correct_parts)}
+        return Answer("", (), span_counts=counts if tagged and mode != GENERATED else None)
     empty = empty_mask(hw)
     spans = tuple(Span(part, empty, part=part, status="empty_mask") for part in question.correct_parts)
     return Answer(question.answer_choices[question.correct], spans, question.correct)
