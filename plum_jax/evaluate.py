@@ -19,7 +19,16 @@ SWITCHES = ("mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedbac
 
 def main(argv=None):
     """Entry point of `plum evaluate`."""
-    parser = cli.Parser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(word.split("=")[0] == "--compare" for word in argv):
+        from plum_jax import compare
+
+        compare.main(argv)
+        return
+    parser = cli.Parser(
+        prog="plum evaluate",
+        description="Score a checkpoint on a benchmark. With --compare A B: two evaluations side by side (--compare --help).",
+    )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     config_io.add_config_flag(parser, default=None)
     add_checkpoint_flags(parser)

@@ -19,7 +19,7 @@ def main(argv=None):
     """Entry point of `plum score partonomy`."""
     parser = cli.Parser(
         prog="plum score partonomy",
-        description="Score prediction files of any model (docs/predictions.md), or of the published code, against the questions.",
+        description="Score prediction files of any model (docs/predictions.md), or of the published code.",
     )
     add = parser.add_argument
     add("--predictions", required=True, nargs="+", metavar="FILE", help="JSON or JSON lines; several files add up")
@@ -136,7 +136,9 @@ def _only(todo, counts, types, source):
     have = sorted({item.prediction.question_type for item in todo})
     for name in types:
         if name not in have:
-            raise UserError(f"--question-types {name}: the predictions answer no such question of {source}; have {', '.join(have)}")
+            raise UserError(
+                f"--question-types {name}: the predictions answer no such question of {source}; have {', '.join(have)}"
+            )
     kept = [item for item in todo if item.prediction.question_type in types]
     skipped = {**counts["skipped"], "type_not_wanted": len(todo) - len(kept)}
     return kept, {**counts, "scored": len(kept), "skipped": skipped}

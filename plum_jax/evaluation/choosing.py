@@ -14,7 +14,7 @@ NO_ANSWER = -1  # in pairs of predicted and correct choice: equal to no choice
 
 
 def second_of(question_type):
-    """"part" or "object": what the second of two questions asks for; None where there is one question."""
+    """What the second of two questions asks for, "part" or "object"; None where there is one question."""
     return ORDER[question_type][1] if question_type in TWO_TURN else None
 
 

@@ -179,7 +179,7 @@ class _Due:
 
 
 def chosen_kinds(prediction):
-    """"part" and "object", where a prediction chooses one."""
+    """Those of "part" and "object" that a prediction chooses."""
     kinds = {kind for kind in KINDS if kind in prediction.choice_scores or kind in prediction.predicted}
     own = prediction.answers.get(OWN)
     return kinds | ({"part"} if own is not None and own.choice is not None else set())

@@ -60,6 +60,8 @@ def account(counts):
     lines += [f"incomplete: {n} predictions without {what}: {way}" for what, n in counts["incomplete"].items()]
     told = set(counts["missing"])
     lines += [
-        f"not scored: {n} questions, {reason.replace('_', ' ')}" for reason, n in counts["skipped"].items() if reason not in told
+        f"not scored: {n} questions, {reason.replace('_', ' ')}"
+        for reason, n in counts["skipped"].items()
+        if reason not in told
     ]
     return lines
