@@ -35,8 +35,7 @@ def areas(rles):
 def iou_matrix(predicted, target, *, empty_union="one"):
     """IoU of every predicted mask with every target mask, both of one size: float64[n, m].
 
-    The same numbers as `masks.iou_matrix` of the decoded masks. `empty_union` is the score of two empty masks, a key of
-    `masks.EMPTY_UNION`.
+    `empty_union` is the score of two empty masks, a key of `masks.EMPTY_UNION`; "skip" gives NaN, which the means leave out.
     """
     if not len(predicted) or not len(target):
         return np.zeros((len(predicted), len(target)))
