@@ -17,3 +17,12 @@ def target_masks(question, hw, source, index):
         return {name: mask.astype(bool) for name, mask in part_masks(question.segmentations, hw).items()}
     except (ValueError, TypeError) as error:
         raise UserError(f"{source}: entry {index}: {error}; correct the segmentations") from error
+
+
+def image_hw(question, prediction):
+    """(H, W) of the upright image: that of the predicted masks, which are of its size, or else of the targets."""
+    spans = [span for answer in prediction.answers.values() for span in answer.spans]
+    if spans:
+        return tuple(spans[0].mask["size"])
+    entry = next(entry for entries in question.segmentations.values() for entry in entries)
+    return tuple(entry.get("segmentation", entry)["size"])
