@@ -1,19 +1,14 @@
-"""`plum evaluate`: a checkpoint on a benchmark -> OUT/results.json and OUT/instances.jsonl."""
+"""`plum evaluate`: a checkpoint on a benchmark -> OUT/predictions.jsonl, OUT/instances.jsonl and OUT/results.json."""
 
-import contextlib
-import dataclasses
-import json
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 
-from plum_jax import __version__, cli, config_io, console
+from plum_jax import cli, config_io, console
 from plum_jax.errors import UserError
-from plum_jax.evaluation.prediction import GENERATED, GT_ANSWER, GT_SPANS, OWN
-from plum_jax.run_record import RunRecord, sha256_of, write_json
-from plum_jax.switches import switch
+from plum_jax.evaluation.folder import PROTOCOLS, check_calibrate, evaluate_folder
+from plum_jax.evaluation.question_set import question_path, questions_of
+from plum_jax.run_record import RunRecord
 
 BENCHMARKS = ("partonomy",)
 

@@ -1,5 +1,6 @@
 """A model on one split of a PARTONOMY folder: run, score, and write what came out."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -10,14 +11,18 @@ from pathlib import Path
 
 from plum_jax import __version__, console
 from plum_jax.errors import UserError
+from plum_jax.evaluation import calibration, partonomy
+from plum_jax.evaluation.journal import Journal
 from plum_jax.evaluation.prediction import GENERATED, GT_ANSWER, GT_SPANS, OWN
 from plum_jax.evaluation.question_set import check_readable, questions_of
+from plum_jax.evaluation.targets import image_hw
 from plum_jax.run_record import sha256_of, write_json
 from plum_jax.switches import switch
 
 SWITCHES = ("mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedback")  # of config.eval, written into the results
 PREDICTING = (  # switches that change what is predicted
-    "data.tokenizer_flavour", "data.clip_view", "eval.mc_score", "eval.mc_dtype", "eval.tie", "eval.span_scope", "eval.feedback",
+    "data.tokenizer_flavour", "data.clip_view", "eval.mc_score", "eval.mc_dtype", "eval.tie", "eval.span_scope",
+    "eval.feedback",
 )  # fmt: skip
 PROTOCOLS = {"published": GT_SPANS, "middle": GT_ANSWER, "end_to_end": OWN, "generation": GENERATED}
 CHEAP = ("published", "end_to_end")  # what quickstart reports: no decoding token by token
@@ -46,8 +51,6 @@ def evaluate_folder(
     Raises:
       UserError: broken questions, mostly unreadable images, an unknown question type, predictions of another run in OUT.
     """
-    from plum_jax.evaluation import calibration, partonomy
-    from plum_jax.evaluation.journal import Journal
     from plum_jax.evaluation.runner import Runner
     from plum_jax.inference import Model
 
@@ -56,31 +59,36 @@ def evaluate_folder(
     check_calibrate(model, calibrate)
     source, questions = questions_of(folder, split, question_types, max_images)
     runner = Runner(
-        model, questions, source, modes=[PROTOCOLS[name] for name in PROTOCOLS if name in protocols], sizes=sizes, devices=devices
+        model,
+        questions,
+        source,
+        modes=[PROTOCOLS[name] for name in PROTOCOLS if name in protocols],
+        sizes=sizes,
+        devices=devices,
     )
     about = settings_of(model, source, split, question_types, max_images, protocols)
     journal = Journal(out, about, runner.order, changed)
     switches = {name: switch(model.config.eval, f"eval.{name}") for name in SWITCHES}
-    scorer = Scorer(partonomy.Scorer(split, source, switches), folder, questions)
-    scorer.add(journal.done)
+    tally = Tally(partonomy.Scorer(split, source, switches), folder, questions)
+    tally.add(journal.done)
     bar = None
     if log:
         bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", start=len(journal.done), stream=log)
     with bar or contextlib.nullcontext():
         for predictions in runner.run(folder, len(journal.done)):
-            scorer.add(predictions)  # first, as what cannot be scored must not be kept
+            tally.add(predictions)  # first, as what cannot be scored must not be kept
             journal.add(predictions)
             if bar:
                 bar.update(len(predictions))
-    records = scorer.finish()
+    records = tally.finish()
     results = {
         "benchmark": "partonomy",
         "split": split,
         "checkpoint": {"path": str(model.path), "sha256": model.sha256},
         "data": {"path": str(source), "sha256": about["questions"], "n_instances": len(questions)},
-        "protocols": partonomy.protocols(records),
-        "summary": partonomy.summary(records, sum(scorer.skipped.values())),
-        "counts": {"scored": len(records), "skipped": scorer.skipped},
+        "protocols": partonomy.protocols(records, switches["mc_score"], switches["tie"]),
+        "summary": partonomy.summary(records),
+        "counts": partonomy.counts(records),
         "settings": {
             **switches, "min_score": model.min_score, "calibrated": model.calibrated, "protocols": about["protocols"],
         },
@@ -88,7 +96,7 @@ def evaluate_folder(
         "version": __version__,
         "command": " ".join(sys.argv),
     }  # fmt: skip
-    results["calibration"] = _calibrate(model, records, calibrate, calibration, partonomy)
+    results["calibration"] = _calibrate(model, records, calibrate)
     write_jsonl(Path(out) / "instances.jsonl", records)
     write_json(Path(out) / "results.json", results)
     return results
@@ -107,41 +115,35 @@ def settings_of(model, source, split, question_types, max_images, protocols):
     }  # fmt: skip
 
 
-class Scorer:
-    """Scores predictions as they come, counts those that cannot be scored, and makes sure that none is missing.
+class Tally:
+    """Scores predictions as they come, warns of images that cannot be read, and makes sure that no question is missing.
 
     Args:
-      score: partonomy.Scorer. folder: of the images, for messages. questions: {index: Question}, all of the run.
+      scorer: partonomy.Scorer. folder: of the images, for messages. questions: {index: Question}, all of the run.
     """
 
-    def __init__(self, score, folder, questions):
-        self.score, self.folder, self.questions = score, folder, questions
-        self.records, self.skipped, self.faulty = {}, {}, {}
+    def __init__(self, scorer, folder, questions):
+        self.scorer, self.folder, self.questions = scorer, folder, questions
+        self.records, self.faulty = {}, []
+        self.images = collections.Counter(question.image_path for question in questions.values())
 
     def add(self, predictions):
-        """UserError when masks cannot be read, or when most images could not."""
-        from plum_jax.evaluation.targets import image_hw
-
+        """UserError when a target mask cannot be read, or when most images could not."""
         for prediction in predictions:
             question = self.questions[prediction.index]
-            if prediction.skipped:
-                self.skipped[prediction.skipped] = self.skipped.get(prediction.skipped, 0) + 1
-                self._note(prediction.image_path)
-            else:
-                self.records[prediction.index] = self.score.score(question, prediction, image_hw(question, prediction))
+            if prediction.skipped and question.image_path not in self.faulty:
+                self._warn(question.image_path)
+            self.records[prediction.index] = self.scorer.score(question, prediction, image_hw(question, prediction))
 
-    def _note(self, image_path):
-        if image_path not in self.faulty:
-            self.faulty[image_path] = sum(q.image_path == image_path for q in self.questions.values())
-            path, n = Path(self.folder) / image_path, self.faulty[image_path]
-            print(f"warning: {path}: is missing or not a readable image; its {n} questions are skipped", file=sys.stderr)
-            total = len({q.image_path for q in self.questions.values()})
-            check_readable(list(self.faulty), total, self.folder, self.score.source)
+    def _warn(self, image_path):
+        self.faulty.append(image_path)
+        path, n = Path(self.folder) / image_path, self.images[image_path]
+        print(f"warning: {path}: is missing or not a readable image; its {n} questions are skipped", file=sys.stderr)
+        check_readable(self.faulty, len(self.images), self.folder, self.scorer.source)
 
     def finish(self):
         """Records in the order of the file."""
-        n_scored, n_skipped = len(self.records), sum(self.skipped.values())
-        assert n_scored + n_skipped == len(self.questions), (n_scored, n_skipped, len(self.questions))
+        assert set(self.records) == set(self.questions), "every question is counted once, scored or skipped"
         return [self.records[index] for index in sorted(self.records)]
 
 
@@ -151,7 +153,7 @@ def check_calibrate(model, fit):
         raise UserError("--calibrate: the model has no run folder to write calibration.json into; give a trained checkpoint")
 
 
-def _calibrate(model, records, fit, calibration, partonomy):
+def _calibrate(model, records, fit):
     """Reports how far mask scores are from the IoU they promise; with `fit`, writes the curve that closes the gap."""
     raw, iou = partonomy.calibration_pairs(records)
     report = {"n_masks": len(raw), "error": calibration.expected_error(model.calibration, raw, iou)}

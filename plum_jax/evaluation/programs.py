@@ -112,4 +112,3 @@ def _split(program, graphdef, mesh, inputs, outputs, options):
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token", "whole_rows"))
 def _answer(graphdef, params, image_tokens, image, tokens, count, position, **options):
     return generate.generate(graphdef, params, image_tokens[image], tokens, count, position, **options)
-

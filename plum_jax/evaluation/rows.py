@@ -60,7 +60,7 @@ class Group:
 
     @property
     def asks_for(self):
-        """"part" or "object"."""
+        """ "part" or "object"."""
         return self.rows[0].choice.kind
 
     @property
