@@ -37,8 +37,11 @@ class Paired:
 
 
 def pair(a, b):
-    """Two lists of records -> Paired. Questions are the same by image, type, texts and parts, not by their place in a file; only
-    one that was skipped is told by its place, as nothing else is known of it."""
+    """Two lists of records -> Paired.
+
+    Questions are the same by image, type, texts and parts, not by their place in a file; only one that was skipped is told by
+    its place, as nothing else is known of it.
+    """
     places = {_place(r): r["skipped"] for r in (*a, *b) if "skipped" in r}
     known = {_place(r) for r in a} & {_place(r) for r in b} & places.keys()
     skipped = collections.Counter(places[place] for place in known)
