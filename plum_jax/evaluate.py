@@ -10,10 +10,11 @@ from pathlib import Path
 
 from plum_jax import __version__, cli, config_io, console
 from plum_jax.errors import UserError
+from plum_jax.evaluation import benchmarks
 from plum_jax.run_record import RunRecord, sha256_of, write_json
 from plum_jax.switches import switch
 
-BENCHMARKS = ("partonomy",)
+BENCHMARKS = ("partonomy", *benchmarks.MODULES)
 SWITCHES = ("mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedback")  # of config.eval, written into the results
 
 
@@ -24,6 +25,11 @@ def main(argv=None):
         from plum_jax import compare
 
         compare.main(argv)
+        return
+    if argv and argv[0] in benchmarks.MODULES:
+        from plum_jax.evaluation import benchmark_command
+
+        benchmark_command.main(argv[0], argv[1:])
         return
     parser = cli.Parser(
         prog="plum evaluate",
