@@ -1,13 +1,14 @@
 """What the report says about the instances of an evaluation: which to show, what was confused, where masks are poor."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipelines.masks import decode_segmentation
-
-AREA_EDGES = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 1.0)  # shares of the image
+from plum_jax.evaluation import calibration
+from plum_jax.evaluation.area_bins import EDGES
 
 
 def pick_samples(instances, count, first):
@@ -86,15 +87,38 @@ def by_area(instances):
         for part, mask in zip(instance.gt_parts, instance.gt_masks, strict=False):
             shares.append(float(decode_segmentation(mask).mean()))
             ious.append(instance.pair_ious.get(part, 0.0))
-    bins = np.digitize(shares, AREA_EDGES[1:-1])
+    bins = np.searchsorted(EDGES, shares, side="right")
     ious = np.asarray(ious)
+    labels = [f"under {EDGES[0]:.2%}", *(f"{a:.2%} to {b:.2%}" for a, b in zip(EDGES, EDGES[1:], strict=False))]
     table = []
-    for i, (low, high) in enumerate(zip(AREA_EDGES, AREA_EDGES[1:], strict=False)):
-        label = f"under {high:.1%}" if i == 0 else f"over {low:.0%}" if high == 1 else f"{low:.1%} to {high:.1%}"
+    for i, label in enumerate([*labels, f"{EDGES[-1]:.2%} and more"]):
         chosen = ious[bins == i] if len(ious) else ious
         mean, found = (float(chosen.mean()), float((chosen >= 0.5).mean())) if len(chosen) else (None, None)
-        table.append(AreaBin(label.replace(".0%", "%"), len(chosen), mean, found))
+        table.append(AreaBin(re.sub(r"\.?0*%", " %", label), len(chosen), mean, found))
     return table
+
+
+def reliability(instances):
+    """What the drawn masks claim against what they reach; a mask of nothing visible has IoU 0. See calibration.reliability."""
+    spans = [s for i in instances for s in i.spans if s.score is not None and s.status != "empty_mask"]
+    return calibration.reliability([s.score for s in spans], [s.iou or 0.0 for s in spans])
+
+
+def common(evaluations):
+    """[(id, [one Instance an evaluation])] of the questions that all evaluations have, in the order of the first.
+
+    A question is the same where its id, type, image and choices agree.
+    """
+    keyed = [{(i.id, i.question_type, i.image_path, tuple(i.choices)): i for i in e.instances} for e in evaluations]
+    shared = [key for key in keyed[0] if all(key in other for other in keyed[1:])]
+    return [(key[0], [instances[key] for instances in keyed]) for key in shared]
+
+
+def most_different(groups, count):
+    """The questions whose strict scores differ most between the evaluations."""
+    scored = [g for g in groups if all(i.gmiou is not None for i in g[1])]
+    spread = lambda group: max(i.gmiou for i in group[1]) - min(i.gmiou for i in group[1])  # noqa: E731
+    return sorted((g for g in scored if spread(g) > 0), key=lambda g: (-spread(g), g[0]))[:count]
 
 
 @dataclass(frozen=True)
