@@ -137,6 +137,7 @@ def evaluate_folder(
       UserError: broken questions, an unreadable image, an unknown question type.
     """
     from plum_jax.evaluation import calibration, partonomy, runner
+    from plum_jax.evaluation.outcome import prediction_of
     from plum_jax.inference import Model
 
     began = time.monotonic()
@@ -144,13 +145,14 @@ def evaluate_folder(
     check_calibrate(model, calibrate)
     source, questions = questions_of(folder, split, question_types, max_images)
     switches = {name: switch(model.config.eval, f"eval.{name}") for name in SWITCHES}
-    scorer = partonomy.Scorer(model, split, source, switches["empty_union"])
+    scorer = partonomy.Scorer(split, source, switches)
     bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", stream=log) if log else None
     records = []
     with bar or contextlib.nullcontext():
         done = (lambda n: bar.update(n)) if bar else None
         for outcome in runner.run(model, folder, questions, source, sizes, done):
-            records.append(scorer.score(outcome))
+            hw = outcome.images.original_hw[outcome.image]
+            records.append(scorer.score(outcome.question, prediction_of(model, outcome), hw))
     records.sort(key=lambda r: r["instance_id"])
     results = {
         "benchmark": "partonomy",

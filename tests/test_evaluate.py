@@ -9,6 +9,8 @@ import pytest
 from plum_jax import cli, coco, evaluate
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
+from plum_jax.evaluation.outcome import prediction_of
+from plum_jax.evaluation.targets import targets_of
 from plum_jax.inference import Model
 from plum_jax.loading import LoadedModel
 from tests import eval_fixtures
@@ -39,7 +41,7 @@ def test_results_have_the_agreed_structure(run):
     _, out, entries, results, records = run
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["data"]["n_instances"] == results["counts"]["scored"] == len(records) == len(entries)
-    assert set(results["protocols"]) == {"published", "end_to_end"}
+    assert set(results["protocols"]) == {"published", "middle", "end_to_end", "generation"}
     for kind in ("identification_with_label", "part_to_whole", "whole_to_part"):
         for protocol in ("published", "end_to_end"):
             assert set(GROUPS) <= set(results["protocols"][protocol][kind])
@@ -107,8 +109,9 @@ def oracle(model, folder, source, *, keep, extra=False):
     for outcome in runner.run(model, folder, questions, source):
         row = outcome.part.rows[outcome.part.correct]
         hw = outcome.images.original_hw[outcome.image]
-        targets = runner.target_masks(outcome.question, hw, source, outcome.index)
+        targets = {part: coco.decode(m) for part, m in targets_of(outcome.question, hw, source, outcome.index).masks.items()}
         outcome.predicted["part"] = outcome.part.correct
+        outcome.scores["part"] = {name: [float(not r.choice.correct) for r in outcome.part.rows] for name in runner.MEASURES}
         outcome.truth.low_res = [targets[part] for part in row.choice.parts]
         outcome.own = runner.SpanSet(row.targets[:keep], None, [1.0] * keep, outcome.truth.low_res[:keep])
         outcome.counts = {"matched": keep, "predicted": keep, "target": len(row.targets)}
@@ -120,8 +123,11 @@ def test_known_masks_score_what_they_should(run, model, monkeypatch, keep):
     """Perfect masks for the first `keep` parts: published 1, strict keep / n, no false mask."""
     folder, source = run[0], run[0] / "partonomy_qa_pairs_test.json"
     monkeypatch.setattr(model, "mask", lambda mask, sure, images, index: (mask, float(mask.any())))
-    scorer = partonomy.Scorer(model, "test", source)
-    records = [scorer.score(outcome) for outcome in oracle(model, folder, source, keep=keep)]
+    scorer = partonomy.Scorer("test", source, {"mc_score": "answer_mean", "tie": "wrong", "empty_union": "one"})
+    records = [
+        scorer.score(o.question, prediction_of(model, o), o.images.original_hw[o.image])
+        for o in oracle(model, folder, source, keep=keep)
+    ]
     sizes = [len(r["gt_parts"]) for r in records]
     m = partonomy.summary(records)
     assert sizes == [2, 3, 4]

@@ -55,31 +55,36 @@ def iou(predicted, target, **options):
     return float(iou_matrix([predicted], [target], **options)[0, 0])
 
 
-def pair_ious(matrix, strategy):
-    """IoU of the pairs that a strategy forms, from an IoU matrix float[n, m].
+def pair_indices(matrix, strategy):
+    """Which pairs a strategy forms, from an IoU matrix float[n, m].
 
     paired: (i, i). greedy: the best remaining pair again and again, each mask once. hungarian: the assignment with the
     largest sum (NaN counts as -1). All three form min(n, m) pairs: extra and missing masks cost nothing (D32 of D 7.3),
     which is why `paired_strict` is our default and these are reported for comparison.
 
     Returns:
-      float64[min(n, m)].
+      (rows int[min(n, m)], columns int[min(n, m)]).
     """
     matrix = np.asarray(matrix, np.float64)
     n = min(matrix.shape)
     if strategy == "paired":
-        return matrix[np.arange(n), np.arange(n)]
+        return np.arange(n), np.arange(n)
     comparable = np.where(np.isnan(matrix), -1.0, matrix)
     if strategy == "hungarian":
-        return matrix[linear_sum_assignment(comparable, maximize=True)]
+        return linear_sum_assignment(comparable, maximize=True)
     if strategy == "greedy":
-        pairs, left = [], comparable.copy()
-        for _ in range(n):
-            i, j = np.unravel_index(np.argmax(left), left.shape)
-            pairs.append(matrix[i, j])
-            left[i], left[:, j] = -np.inf, -np.inf
-        return np.array(pairs, np.float64)
+        pairs = np.zeros((2, n), int)
+        for k in range(n):
+            pairs[:, k] = i, j = np.unravel_index(np.argmax(comparable), comparable.shape)
+            comparable[i], comparable[:, j] = -np.inf, -np.inf
+        return tuple(pairs)
     raise ValueError(f"{strategy!r} is not a pairing strategy; choose from {STRATEGIES}")
+
+
+def pair_ious(matrix, strategy):
+    """IoU of the pairs of `pair_indices`: float64[min(n, m)]."""
+    matrix = np.asarray(matrix, np.float64)
+    return matrix[pair_indices(matrix, strategy)]
 
 
 def union_iou(predicted, target, **options):

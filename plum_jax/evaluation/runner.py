@@ -15,17 +15,17 @@ import numpy as np
 
 from data_pipelines.conversation import END, Encoded, encode
 from data_pipelines.images import load_image
-from data_pipelines.masks import part_masks
-from data_pipelines.partonomy.records import Choice, Question, conversations
+from data_pipelines.partonomy.records import Choice, conversations
 from plum_jax import generate
 from plum_jax.errors import UserError
+from plum_jax.evaluation.outcome import Outcome, SpanSet
+from plum_jax.evaluation.partonomy import PUBLISHED_MEASURE
 from plum_jax.evaluation.spans import bio_counts, decode_spans, span_counts
 from plum_jax.evaluation.text import choose
 from plum_jax.inference import pool, strip
 from plum_jax.switches import switch
 
 MEASURES = ("answer_mean", "answer_sum", "full_mean")
-PUBLISHED = "full_mean"
 TOKEN_BUCKET = 16
 BUCKET_SHARE = 0.8  # the smaller of two padded lengths holds this share of the questions
 
@@ -81,35 +81,6 @@ class Group:
         """Tokens of the question part and of the longest choice part, as `generate.Questions` holds them."""
         start = self.rows[0].encoded.image_position + 1
         return self.shared - start, max(len(row.encoded.tokens) for row in self.rows) - self.shared
-
-
-@dataclasses.dataclass
-class SpanSet:
-    """Spans of one answer with the masks that the model gives them."""
-
-    ranges: list  # token ranges in the row
-    embeds: np.ndarray  # float32[n, W]
-    confidence: list  # of the tags, 1 for constructed spans
-    low_res: np.ndarray | None = None  # float32[n, 4g, 4g]
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What the model did with one question."""
-
-    index: int
-    question: Question
-    image: int  # index into `images`
-    images: object  # EncodedImages of the chunk
-    part: Group
-    object: Group | None
-    scores: dict = dataclasses.field(default_factory=dict)  # kind -> {measure: [NLL per choice]}
-    predicted: dict = dataclasses.field(default_factory=dict)  # kind -> choice
-    predicted_published: dict = dataclasses.field(default_factory=dict)
-    truth: SpanSet | None = None  # constructed spans of the correct answer
-    own: SpanSet | None = None  # the model's spans of the chosen answer
-    counts: dict | None = None  # of own spans against the constructed ones of the chosen answer
-    bio: np.ndarray | None = None
 
 
 def make_groups(index, question, tokenizer, data, source):
@@ -227,7 +198,7 @@ def _choose(outcome, group, scores, config):
     outcome.scores[group.kind] = {name: [float(x) for x in values] for name, values in scores.items()}
     own, tie = scores[switch(config, "eval.mc_score")], switch(config, "eval.tie")
     outcome.predicted[group.kind] = choose(own, tie=tie, correct=group.correct)
-    outcome.predicted_published[group.kind] = choose(scores[PUBLISHED])  # the first of equal scores, D 5.1
+    outcome.predicted_published[group.kind] = choose(scores[PUBLISHED_MEASURE])  # the first of equal scores, D 5.1
 
 
 def _read(model, prefix, arrays, scores, batch, start, sizes):
@@ -285,11 +256,3 @@ def _decode(model, images, outcomes, sizes):
         for (_, _, owners), low_res in zip(some, masks, strict=True):
             for owner in owners:
                 owner.low_res = low_res
-
-
-def target_masks(question, hw, source, index):
-    """{part: bool[H, W]} of all visible parts. UserError when a mask cannot be read or has another size."""
-    try:
-        return {name: mask.astype(bool) for name, mask in part_masks(question.segmentations, hw).items()}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: entry {index}: {error}; correct the segmentations") from error
