@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.masks import decode_segmentation
 from plum_jax.evaluation import calibration
-from plum_jax.evaluation.area_bins import EDGES
+from plum_jax.evaluation.area_bins import BINS, EDGES
 
 
 def pick_samples(instances, count, first):
@@ -80,28 +80,64 @@ class AreaBin:
     found: float | None  # share with an IoU of at least one half
 
 
+def area_bins(evaluation):
+    """[AreaBin] of an evaluation: from its questions; without them from results.json, over all types, `found` unknown."""
+    if evaluation.instances:
+        return by_area(evaluation.instances)
+    groups = [evaluation.group("end_to_end", kind, "by_area") or {} for kind in evaluation.types]
+    table = []
+    for key, label in zip(BINS, area_labels(), strict=True):
+        held = [g[key] for g in groups if key in g and g[key]["n_pairs"]]
+        n = sum(h["n_pairs"] for h in held)
+        table.append(AreaBin(label, n, sum(h["gmIoU-paired_strict"] * h["n_pairs"] for h in held) / n if n else None, None))
+    return table
+
+
+def area_labels():
+    labels = [f"under {EDGES[0]:.2%}", *(f"{a:.2%} to {b:.2%}" for a, b in zip(EDGES, EDGES[1:], strict=False))]
+    return [re.sub(r"\.?0*%", " %", label) for label in [*labels, f"{EDGES[-1]:.2%} and more"]]
+
+
 def by_area(instances):
     """Strict IoU of every target part, binned by the share of the image that the part covers."""
     shares, ious = [], []
     for instance in instances:
-        for part, mask in zip(instance.gt_parts, instance.gt_masks, strict=False):
-            shares.append(float(decode_segmentation(mask).mean()))
+        areas = instance.gt_areas or [float(decode_segmentation(mask).mean()) for mask in instance.gt_masks]
+        for part, share in zip(instance.gt_parts, areas, strict=False):
+            shares.append(share)
             ious.append(instance.pair_ious.get(part, 0.0))
     bins = np.searchsorted(EDGES, shares, side="right")
     ious = np.asarray(ious)
-    labels = [f"under {EDGES[0]:.2%}", *(f"{a:.2%} to {b:.2%}" for a, b in zip(EDGES, EDGES[1:], strict=False))]
     table = []
-    for i, label in enumerate([*labels, f"{EDGES[-1]:.2%} and more"]):
+    for i, label in enumerate(area_labels()):
         chosen = ious[bins == i] if len(ious) else ious
         mean, found = (float(chosen.mean()), float((chosen >= 0.5).mean())) if len(chosen) else (None, None)
-        table.append(AreaBin(re.sub(r"\.?0*%", " %", label), len(chosen), mean, found))
+        table.append(AreaBin(label, len(chosen), mean, found))
     return table
 
 
-def reliability(instances):
-    """What the drawn masks claim against what they reach; a mask of nothing visible has IoU 0. See calibration.reliability."""
+def reliability(evaluation):
+    """What the drawn masks claim against what they reach; a mask of nothing visible has IoU 0. See calibration.reliability.
+
+    From the questions of an evaluation; without them from results.json, over all types.
+    """
+    instances = evaluation.instances
+    if not instances:
+        return _pooled_reliability([evaluation.group("end_to_end", kind, "mask_scores") for kind in evaluation.types])
     spans = [s for i in instances for s in i.spans if s.score is not None and s.status != "empty_mask"]
     return calibration.reliability([s.score for s in spans], [s.iou or 0.0 for s in spans])
+
+
+def _pooled_reliability(tables):
+    """Tables of several question types -> one, its means weighted by the masks."""
+    bins = []
+    for same in zip(*[t["bins"] for t in tables if t], strict=True):
+        n = sum(b["n_masks"] for b in same)
+        mean = {k: sum((b[k] or 0.0) * b["n_masks"] for b in same) / n if n else None for k in ("score", "iou")}
+        bins.append({"low": same[0]["low"], "high": same[0]["high"], "n_masks": n, **mean})
+    total = sum(b["n_masks"] for b in bins)
+    error = sum(abs(b["score"] - b["iou"]) * b["n_masks"] for b in bins if b["n_masks"]) / total if total else None
+    return {"bins": bins, "n_masks": total, "expected_calibration_error": error}
 
 
 def common(evaluations):

@@ -62,7 +62,7 @@ def write_report(folders, out, *, latex=None, names=None, against=None):
     from plum_jax.report import latex as tex
     from plum_jax.report.data import read_subject
     from plum_jax.report.html import render
-    from plum_jax.report.measures import own_tables
+    from plum_jax.report.own import own_tables
     from plum_jax.report.paper import paper_tables
     from plum_jax.report.tables import as_json
     from plum_jax.run_record import write_text

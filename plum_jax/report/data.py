@@ -32,6 +32,10 @@ class Evaluation:
         return {str(k): int(v) for k, v in (_dict(_dict(self.results.get("counts")).get("skipped"))).items()}
 
     @property
+    def protocols(self):
+        return [str(name) for name in _dict(self.results.get("protocols"))]
+
+    @property
     def types(self):
         """Question types that any protocol has numbers for, in alphabetical order."""
         return sorted({t for groups in _dict(self.results.get("protocols")).values() for t in _dict(groups)})

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from plum_jax.report.page import render as render_page
-from plum_jax.report.sections import beside, figures, parts, provenance, samples, scores
+from plum_jax.report.sections import beside, figures, more, parts, provenance, samples, scores
+
+PARTS = "Questions about the parts of things, answered in words, with a mask for every part that the answer names."
+WORDS_AND_MASKS = "Questions about images, answered in words and masks."
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ def render(subject, paper, own):
         Section("overview", "evaluations", scores.overview(subject)),
         Section("headline", "numbers", scores.headline(subject)),
         Section("types", "question types", scores.types(subject)),
+        Section("benchmarks", "other benchmarks", beside.benchmarks(tables)),
         Section("beside", "beside the paper", beside.beside(paper)),
         Section("figures", "plots", figures.figures(subject, tables)),
         Section("training", "training", figures.training(subject)),
@@ -36,6 +40,7 @@ def render(subject, paper, own):
         Section("worst", "worst", worst),
         Section("confusion", "confusion", parts.confusion(subject)),
         Section("parts", "parts", parts.parts(subject)),
+        Section("more", "all measures", more.more(tables)),
         Section("run", "where from", provenance.run(subject, tables, unseen)),
     ]
     text = render_page("report.html", sections=[s for s in sections if s.data is not None], **_heading(subject))
@@ -67,7 +72,8 @@ def _heading(subject):
     heading = subject.name if subject.several else f"PLUM “{subject.name}”"
     if after is not None and after.split:
         heading += f" on the {after.split} split"
-    return {"name": subject.name, "heading": heading, "facts": facts}
+    about_parts = any(e.benchmark == "partonomy" for e in subject.evaluations) or not subject.evaluations
+    return {"name": subject.name, "heading": heading, "facts": facts, "tagline": PARTS if about_parts else WORDS_AND_MASKS}
 
 
 def _skipped(subject, unseen):

@@ -38,9 +38,11 @@ class Instance:
     object_predicted: int | None
     gt_parts: list[str]
     gt_masks: list[dict]
+    gt_areas: list[float] | None  # shares of the image that the masks cover; older files do not have them
+    protocol: str  # what answer, spans and scores below are of: end_to_end, or the first of BLOCKS that there is
     answer: str
     spans: list[Span]
-    gmiou: float | None  # end to end, strict
+    gmiou: float | None  # strict: a missing mask counts 0
     pair_ious: dict[str, float]
 
     @property
@@ -53,22 +55,28 @@ class Instance:
         return self.predicted == self.correct
 
 
+BLOCKS = ("end_to_end", "generation", "middle", "published")
+
+
 def read_instances(path):
-    """File -> ([Instance], how many lines are none). Without a file: nothing."""
+    """File -> ([Instance], how many lines are none). Without a file: nothing. Skipped questions are in the counts already."""
     instances, unreadable = [], 0
     if not path.is_file():
         return instances, unreadable
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in filter(str.strip, lines):
             try:
-                instances.append(_instance(json.loads(line)))
+                row = json.loads(line)
+                if "skipped" not in row:
+                    instances.append(_instance(row))
             except (KeyError, IndexError, TypeError, ValueError, AttributeError):
                 unreadable += 1
     return instances, unreadable
 
 
 def _instance(row):
-    end_to_end = row.get("end_to_end") or {}
+    protocol = next((name for name in BLOCKS if row.get(name)), BLOCKS[0])
+    block = row.get(protocol) or {}
     predicted = _index(row["predicted"], row["choices"])
     return Instance(
         id=str(row["instance_id"]),
@@ -87,11 +95,19 @@ def _instance(row):
         object_predicted=row.get("object_predicted"),
         gt_parts=[str(p) for p in row["gt_parts"]],
         gt_masks=list(row["gt_masks"]),
-        answer=str(end_to_end.get("answer") or ("" if predicted is None else row["choices"][predicted])),
-        spans=[_span(s) for s in end_to_end.get("spans") or []],
-        gmiou=end_to_end.get("gmiou_strict"),
-        pair_ious={str(k): float(v or 0.0) for k, v in (end_to_end.get("pair_ious") or {}).items()},
+        gt_areas=row.get("gt_areas"),
+        protocol=protocol,
+        answer=str(block.get("answer") or _answer(row, protocol, predicted)),
+        spans=[_span(s) for s in block.get("spans") or []],
+        gmiou=block.get("gmiou_strict", block.get("gmiou")),
+        pair_ious={str(k): float(v or 0.0) for k, v in (block.get("pair_ious") or {}).items()},
     )
+
+
+def _answer(row, protocol, predicted):
+    """The text of a choice, where the block has none: under the published protocol that of the correct one."""
+    choice = int(row["correct"]) if protocol == "published" else predicted
+    return "" if choice is None else row["choices"][choice]
 
 
 def _index(value, choices):

@@ -36,14 +36,6 @@ def ordered_types(evaluations):
     return sorted({t for e in evaluations for t in e.types}, key=lambda name: (name != MAIN_TYPE, name))
 
 
-def own_tables(evaluations):
-    """The tables that have a row."""
-    partonomy = [e for e in evaluations if e.benchmark == "partonomy"]
-    found = [types_table(partonomy), leaves_table(partonomy), interval_table(partonomy), area_table(partonomy),
-             reliability_table(partonomy), counts_table(evaluations)]  # fmt: skip
-    return [table for table in found if table.rows]
-
-
 def types_table(evaluations):
     chosen = columns_of(evaluations)
     columns = (Column("questions", digits=0), *(Column(name, protocol_name(path[0])) for name, path in chosen))
@@ -141,8 +133,8 @@ def area_table(evaluations):
     rows = [
         Row((a.label, e.label), (a.count, percent(a.iou), percent(a.found)))
         for e in evaluations
-        for a in analysis.by_area(e.instances)
-        if e.instances
+        for a in analysis.area_bins(e)
+        if a.count
     ]
     columns = (Column("parts", digits=0), Column("mean IoU"), Column("IoU of at least 0.5"))
     intro = "End to end, in percent, by the share of the image that the true mask covers; a missing mask counts 0."
@@ -153,7 +145,7 @@ def reliability_table(evaluations):
     rows = [
         Row((f"{b['low']:.1f} to {b['high']:.1f}", e.label), (b["n_masks"], percent(b["score"]), percent(b["iou"])))
         for e in evaluations
-        for b in analysis.reliability(e.instances)["bins"]
+        for b in analysis.reliability(e)["bins"]
         if b["n_masks"]
     ]
     columns = (Column("masks", digits=0), Column("mean score"), Column("mean IoU"))
@@ -174,11 +166,13 @@ def counts_table(evaluations):
 
 def counts(evaluation):
     """[(what, how many)] of an evaluation: the counts of results.json, then what this report could not read or score."""
-    held = evaluation.results.get("counts") or {}
-    found = [(words(name), n) for name, n in held.items() if isinstance(n, int) and not isinstance(n, bool)]
-    found += [(f"questions skipped: {words(reason)}", n) for reason, n in sorted(evaluation.skipped.items())]
-    if not evaluation.skipped and "skipped" in held:
-        found.append(("questions skipped", 0))
+    found = []
+    for name, value in (evaluation.results.get("counts") or {}).items():
+        if isinstance(value, dict):
+            reasons = [(f"{words(name)}: {words(str(reason))}", n) for reason, n in sorted(value.items()) if _is_number(n)]
+            found += reasons or [(words(name), 0)]
+        elif _is_number(value):
+            found.append((words(name), value))
     if evaluation.benchmark == "partonomy":
         found.append(("lines of instances.jsonl that are not readable", evaluation.unreadable_lines))
         found.append(("questions without a mask score", sum(i.gmiou is None for i in evaluation.instances)))
@@ -188,6 +182,10 @@ def counts(evaluation):
             n = sum(s.status == status for i in evaluation.instances for s in i.spans)
             found.append((f"phrases tagged but not drawn: {words(status)}", n))
     return found
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def words(name):

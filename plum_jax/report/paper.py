@@ -2,6 +2,7 @@
 
 from plum_jax.errors import UserError
 from plum_jax.report import published
+from plum_jax.report.downstream import downstream_tables
 from plum_jax.report.standing import PROTOCOLS, dataset, protocol_name, sentence
 from plum_jax.report.tables import Column, Notes, Row, Table, percent
 
@@ -14,7 +15,7 @@ W2P_MASKS = (
 
 
 def paper_tables(evaluations, against=None):
-    """The four tables of the paper. `against`: label of a published method; rows of the difference from it are added.
+    """The tables of the paper. `against`: label of a published method; rows of the difference from it are added.
 
     Raises:
       UserError: there is no such method.
@@ -24,7 +25,8 @@ def paper_tables(evaluations, against=None):
     ours = [e for e in evaluations if e.benchmark == "partonomy"]
     subsets = [e for e in ours if dataset(e) in published.SUBSETS]
     core = [e for e in ours if e not in subsets]
-    return [masks_table(core, against), text_table(core, against), subset_table(subsets, against)]
+    found = [masks_table(core, against), text_table(core, against), subset_table(subsets, against)]
+    return found + downstream_tables(evaluations)
 
 
 def masks_table(evaluations, against=None):
@@ -35,9 +37,7 @@ def masks_table(evaluations, against=None):
         if row and row.cells[-1] is not None:
             row = Row(row.heads, row.cells, row.kind, (*row.notes, notes.add(W2P_MASKS)))
         rows += _with_difference(row, rows, against)
-    intro = "Mean IoU of part masks in percent; micro: over all masks, macro: over the means of questions. " + _explain(
-        rows
-    )
+    intro = "Mean IoU of part masks in percent; micro: over all masks, macro: over the means of questions. " + _explain(rows)
     return Table("core_masks", "Masks by question type (Table 2)", intro, HEADS, columns, tuple(rows), tuple(notes.texts),
                  published.footnote("core_masks"))  # fmt: skip
 
@@ -90,6 +90,9 @@ def _chance(evaluation, kind, path):
     group, key = path
     if group == "part_text":
         return evaluation.number("published", kind, "random_part_text", key)
+    held = evaluation.number("published", kind, "random_accuracy", group.split("_")[1])
+    if held is not None:
+        return held
     asked = [i for i in evaluation.instances if i.question_type == kind]
     sizes = [len(i.choices if group == "mc_part_text" else i.object_choices or ()) for i in asked]
     sizes = [n for n in sizes if n]
@@ -143,11 +146,13 @@ def _data_label(evaluation):
 
 
 def _with_difference(row, rows, against):
-    """[row], and below it the difference from a published row of the same table."""
+    """[row], and below a row of the published protocol its difference from a published one of the same table."""
     if row is None:
         return []
-    other = next((r for r in rows if r.kind == "published" and r.heads[0] == against), None)
-    if other is None:
+    other = row.heads[1] == PROTOCOLS["published"][0] and next(
+        (r for r in rows if r.kind == "published" and r.heads[0] == against), None
+    )
+    if not other:
         return [row]
     cells = tuple(None if a is None or b is None else a - b for a, b in zip(row.cells, other.cells, strict=True))
     return [row, Row((f"difference from {against}", row.heads[1], row.heads[2]), cells, "difference", row.notes)]

@@ -14,6 +14,9 @@ PROTOCOLS = {  # key of results.json -> name, what is given to the model
 }  # fmt: skip
 
 
+TYPE_NOT_ASKED = "type_not_answered"  # why plum score skips the types that a model was not asked
+
+
 def protocol_name(key):
     return PROTOCOLS[key][0] if key in PROTOCOLS else key.replace("_", " ")
 
@@ -45,10 +48,11 @@ def reasons(evaluation, protocol):
     settings = evaluation.results.get("settings") or {}
     if settings.get("empty_union", "one") != "one":
         found.append(f"two empty masks score {settings['empty_union']}, published: one")
-    counts, data = evaluation.results.get("counts") or {}, evaluation.results.get("data") or {}
-    scored, whole = counts.get("scored"), data.get("n_file", data.get("n_instances"))
-    if scored is not None and whole is not None and scored < whole:
-        found.append(f"{scored:,} of {whole:,} questions are scored")
+    if settings.get("max_images"):
+        found.append(f"the first {settings['max_images']:,} images only")
+    skipped = sum(n for reason, n in evaluation.skipped.items() if reason != TYPE_NOT_ASKED)
+    if skipped:
+        found.append(f"{skipped:,} questions are skipped")
     return found
 
 

@@ -72,7 +72,7 @@ def _interval_charts(evaluations):
 
 
 def _reliability_chart(evaluations):
-    curves = [(e.label, analysis.reliability(e.instances)) for e in evaluations]
+    curves = [(e.label, analysis.reliability(e)) for e in evaluations]
     if not any(found["n_masks"] for _, found in curves):
         return None
     errors = [f"{label} {found['expected_calibration_error']:.3f}" for label, found in curves if found["n_masks"]]
@@ -85,7 +85,7 @@ def _reliability_chart(evaluations):
 
 
 def _area_chart(evaluations):
-    bins = [(e.label, analysis.by_area(e.instances)) for e in evaluations]
+    bins = [(e.label, analysis.area_bins(e)) for e in evaluations]
     if not any(b.count for _, found in bins for b in found):
         return None
     labels = [b.label for b in bins[0][1]]

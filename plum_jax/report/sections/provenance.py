@@ -8,7 +8,6 @@ def run(subject, tables, unseen):
     """`tables`: {id: Table}. `unseen`: number of cards without a picture."""
     return {
         "counts": as_lines(tables["counts"]) if "counts" in tables else None,
-        "measures": as_lines(tables["measures"]) if "measures" in tables else None,
         "unseen": unseen,
         "evaluations": [(e.label, evaluation_facts(e)) for e in subject.evaluations],
         "versions": versions(subject.record),
@@ -24,11 +23,12 @@ def evaluation_facts(evaluation):
         held = results.get(name)
         if isinstance(held, dict):
             facts += [(f"{name}: {key}" if key != "path" else name, held[key]) for key in held if held[key] not in (None, "")]
-        elif held:
-            facts.append((name, held))
+        for entry in held if isinstance(held, list) else ():
+            facts.append((name, " ".join(str(v) for v in entry.values()) if isinstance(entry, dict) else entry))
     facts += [(name, results[name]) for name in ("command", "version", "seconds") if results.get(name) not in (None, "")]
     facts += [(f"setting: {words(k)}", v) for k, v in flatten(results.get("settings") or {})]
     facts += [(f"mask scores: {words(k)}", v) for k, v in flatten(results.get("calibration") or {})]
+    facts += [("numbers that the prediction file claims", claim) for claim in results.get("claims") or ()]
     facts += [(f"run.json: {name}", value) for name, value in versions(evaluation.record)]
     return [(name, str(value)) for name, value in facts]
 
