@@ -187,7 +187,21 @@ def test_the_command_prints_tables_and_cases(pair, capsys):
     assert cli.main(["evaluate", "--compare", *map(str, pair), "--cases", "3"]) == 0
     said = capsys.readouterr().out
     assert "9 questions about 3 images" in said and "mc_part_text.accuracy" in said and "+0.0 to +33.3" in said
-    assert "Changed most (3 of 3 listed):" in said and "A IoU 0.67 wrong" in said and "Next: plum report" in said
+    assert "Changed most (3 of 3 listed):" in said and "A IoU 0.67 wrong" in said and "--html compare.html" in said
     assert cli.main(["evaluate", "--compare", *map(str, pair), "--cases", "-1"]) == 2
     assert cli.main(["evaluate", "--compare", str(pair[0])]) == 2
     assert "--compare" in capsys.readouterr().err
+
+
+def test_the_page_shows_both_answers_with_their_masks(pair, data, tmp_path, capsys):
+    page = tmp_path / "compare.html"
+    assert cli.main(["evaluate", "--compare", *map(str, pair), "--html", str(page)]) == 0
+    assert f"Wrote {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.count('<article class="card') == 10 and text.count("data:image/jpeg") == 20 and "<script" not in text
+    assert text.count("data:image/png") > 10 and "images/1.png" in text and "mask_macro.gmIoU-paired_strict" in text
+    nowhere = ["--html", str(page), "--images", str(tmp_path)]
+    assert cli.main(["evaluate", "--compare", *map(str, pair), *nowhere]) == 0
+    assert "no image: " in page.read_text(encoding="utf-8")
+    assert cli.main(["evaluate", "--compare", *map(str, pair), "--html", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err

@@ -161,7 +161,8 @@ def cases(paired, most):
 
     Returns:
       [{"instance_id", "image_path", "image_label", "question_type", "question", "correct_answer", "parts", "protocol", "a",
-      "b", "difference"}] with {"answer", "right", "iou", "part_ious"} of each side; at most `most`, all of which changed.
+      "b", "difference"}] with {"instance_id", "answer", "right", "iou", "part_ious"}
+      of each side; at most `most`, all of which changed.
     """
     protocol = next((p for p in CASES_BY if any(r.get(p) for r in paired.a) and any(r.get(p) for r in paired.b)), None)
     found = [_case(a, b, protocol) for a, b in zip(paired.a, paired.b, strict=True)]
@@ -197,6 +198,7 @@ def _side(record, protocol):
     chosen = "" if choice is None else record["choices"][choice]
     ious = block.get("pair_ious") or dict(zip(record["gt_parts"], (block.get("ious") or {}).get("paired") or (), strict=False))
     return {
+        "instance_id": record["instance_id"],
         "answer": block.get("answer") or chosen,
         "right": None if answered(record, key) is None else choice == record["correct"],
         "iou": block.get("gmiou" if protocol == "published" else "gmiou_strict"),
