@@ -1,5 +1,6 @@
 """`plum evaluate BENCHMARK` for the benchmarks beside PARTONOMY: questions -> predictions -> scores, three files in OUT."""
 
+import collections
 import dataclasses
 import json
 import sys
@@ -12,6 +13,7 @@ from plum_jax.evaluation import benchmarks
 from plum_jax.evaluation.answered import Settings, score
 from plum_jax.evaluation.asked import FILE_NAME, read_questions, write_questions
 from plum_jax.run_record import RunRecord, sha256_of, write_json
+from plum_jax.score import write_results
 from plum_jax.switches import switch
 
 PREDICTIONS, ORIGIN = "predictions.jsonl", "predictions.from.json"
@@ -136,7 +138,7 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, log=sy
             prediction_file.append(out / PREDICTIONS, predictions)
             bar.update(len(predictions))
     found = {prediction.index: prediction for prediction in prediction_file.read(out / PREDICTIONS)}
-    results = score_files(bench, name, read_questions(out / FILE_NAME), found, out, settings, out / PREDICTIONS)
+    results, records = score_records(bench, name, read_questions(out / FILE_NAME), found, settings, out / PREDICTIONS)
     results.update(
         dataset=data.dataset, split=data.split, checkpoint={"path": str(model.path), "sha256": model.sha256},
         data={
@@ -148,7 +150,7 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, log=sy
     results["settings"]["max_new_tokens"] = int(model.config.eval.max_new_tokens)
     results["settings"]["min_score"] = model.min_score
     results["seconds"] = round(time.monotonic() - began, 3)
-    write_json(out / "results.json", results)
+    write_results(out, results, records)
     return results
 
 
@@ -165,32 +167,25 @@ class _Silence:
         return False
 
 
-def score_files(bench, name, questions, predictions, out, settings, source):
-    """Questions and predictions -> OUT/instances.jsonl and the dictionary of results.json, which is not written yet.
+def score_records(bench, name, questions, predictions, settings, source, *, ignore_missing=False):
+    """Questions and predictions -> (the dictionary of results.json, [record of instances.jsonl]).
 
     Args:
       questions: iterable of Asked. predictions: {index: Prediction}. source: file of the predictions, for messages.
     """
-    from plum_jax.evaluate import write_jsonl
-
-    records = list(score(questions, predictions, settings, source))
+    records = list(score(questions, predictions, settings, source, ignore_missing=ignore_missing))
     scored = [record for record in records if "skipped" not in record]
-    skipped = {}
-    for record in records:
-        if "skipped" in record:
-            skipped[record["skipped"]] = skipped.get(record["skipped"], 0) + 1
-    if out is not None:
-        write_jsonl(Path(out) / "instances.jsonl", records)
+    skipped = collections.Counter(record["skipped"] for record in records if "skipped" in record)
     return {
         "benchmark": name,
         "dataset": ", ".join(sorted({record["dataset"] for record in records})),
         "data": {"n_instances": len(records)},
         "protocols": bench.tables(scored),
-        "counts": {"scored": len(scored), "skipped": skipped},
+        "counts": {"scored": len(scored), "skipped": dict(skipped)},
         "settings": dataclasses.asdict(settings),
         "version": __version__,
         "command": " ".join(sys.argv),
-    }
+    }, records
 
 
 def table(results, columns):

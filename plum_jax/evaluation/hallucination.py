@@ -28,6 +28,13 @@ DATASET = "parts"
 columns = ("accuracy", "f1", "yes_ratio", "false_mask_rate", "mask_rate_of_visible", "n_questions", "n_absent")
 
 
+def main(argv=None):
+    """Entry point of `plum score hallucination`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("hallucination", argv)
+
+
 def add_flags(parser):
     parser.add_argument("--per-image", type=int, default=3, metavar="N", help="visible parts, and absent ones of each kind (3)")
     parser.add_argument("--seed", type=int, default=0)
