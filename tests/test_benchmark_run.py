@@ -128,11 +128,12 @@ def test_a_run_that_was_cut_off_ends_with_the_same_files(refer, model, tmp_path,
     whole = (tmp_path / "predictions.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
     (tmp_path / "predictions.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
-    asked = []
-    run = asking.run
-    monkeypatch.setattr(asking, "run", lambda m, r, todo, *rest: asked.extend(i for i, _ in todo) or run(m, r, todo, *rest))
+    added, append = [], prediction_file.append
+    monkeypatch.setattr(
+        prediction_file, "append", lambda path, found: added.extend(p.index for p in found) or append(path, found)
+    )
     again, _, _ = evaluated(model, "refer", tmp_path, *argv)
-    assert asked == [4, 5]
+    assert added == [4, 5]
     assert (tmp_path / "predictions.jsonl").read_bytes() == whole
     assert again["protocols"] == results["protocols"]
     with pytest.raises(UserError, match=r"predictions.jsonl"):
@@ -144,8 +145,8 @@ def test_a_bad_image_is_counted_and_not_an_end(model, tmp_path):
     bad = next((tmp_path / "refer_seg/images/mscoco/images/train2014").glob("*1.jpg"))
     bad.write_bytes(b"no image")
     results, records, _ = evaluated(model, "refer", tmp_path / "out", "--data", tmp_path, "--dataset", "grefcoco")
-    assert results["counts"] == {"scored": 2, "skipped": {"image not readable": 4}, "left_out": {}}
-    assert [r.get("skipped") for r in records] == ["image not readable"] * 4 + [None] * 2
+    assert results["counts"] == {"scored": 2, "skipped": {"image_unreadable": 4}, "left_out": {}}
+    assert [r.get("skipped") for r in records] == ["image_unreadable"] * 4 + [None] * 2
     assert results["protocols"]["open"]["all"]["n_samples"] == 2
 
 

@@ -1,6 +1,7 @@
 """`plum evaluate BENCHMARK` for the benchmarks beside PARTONOMY: questions -> predictions -> scores, three files in OUT."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import sys
@@ -129,14 +130,12 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, log=sy
         (i, dataclasses.replace(q, target=None, ignore=None)) for i, q in enumerate(read_questions(out / FILE_NAME))
     ]  # without the masks, which only scoring needs
     done = _continue(out, model)
-    todo = [(i, question) for i, question in questions if i not in done]
-    bar = console.Progress(
-        total=len(questions), start=len(questions) - len(todo), label=name, unit="q", stream=log or _Silence()
-    )
-    with bar:
-        for predictions in asking.run(model, data.root, todo, sizes, log):
+    bar = console.Progress(total=len(questions), start=len(done), label=name, unit="q", stream=log) if log else None
+    with bar or contextlib.nullcontext():
+        for predictions in asking.run(model, data.root, questions, sizes, done, log):
             prediction_file.append(out / PREDICTIONS, predictions)
-            bar.update(len(predictions))
+            if bar:
+                bar.update(len(predictions))
     found = {prediction.index: prediction for prediction in prediction_file.read(out / PREDICTIONS)}
     results, records = score_records(bench, name, read_questions(out / FILE_NAME), found, settings, out / PREDICTIONS)
     results.update(
@@ -152,19 +151,6 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, log=sy
     results["seconds"] = round(time.monotonic() - began, 3)
     write_results(out, results, records)
     return results
-
-
-class _Silence:
-    """A stream that shows nothing."""
-
-    def write(self, text):
-        return len(text)
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return False
 
 
 def score_records(bench, name, questions, predictions, settings, source, *, ignore_missing=False):
