@@ -136,8 +136,10 @@ def test_a_run_that_was_cut_off_ends_with_the_same_files(refer, model, tmp_path,
     assert added == [4, 5]
     assert (tmp_path / "predictions.jsonl").read_bytes() == whole
     assert again["protocols"] == results["protocols"]
-    with pytest.raises(UserError, match=r"predictions.jsonl"):
+    questions = (tmp_path / "questions.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"predictions.jsonl: holds a run with another questions; give another --out"):
         evaluated(model, "refer", tmp_path, *argv, "--max-images", 1)
+    assert (tmp_path / "questions.jsonl").read_bytes() == questions and not list(tmp_path.glob(".*"))
 
 
 def test_a_bad_image_is_counted_and_not_an_end(model, tmp_path):
@@ -148,6 +150,9 @@ def test_a_bad_image_is_counted_and_not_an_end(model, tmp_path):
     assert results["counts"] == {"scored": 2, "skipped": {"image_unreadable": 4}, "left_out": {}}
     assert [r.get("skipped") for r in records] == ["image_unreadable"] * 4 + [None] * 2
     assert results["protocols"]["open"]["all"]["n_samples"] == 2
+    next((tmp_path / "refer_seg/images/mscoco/images/train2014").glob("*2.jpg")).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"nothing could be scored \(6 x image_unreadable\); restore the images"):
+        evaluated(model, "refer", tmp_path / "out2", "--data", tmp_path, "--dataset", "grefcoco")
 
 
 def test_reason_and_semantic_have_their_tables(model, tmp_path):

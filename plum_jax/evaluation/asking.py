@@ -55,10 +55,7 @@ def run(model, root, questions, sizes=None, done=frozenset(), log=sys.stderr):
         gets must not depend on where a run was stopped.
       log: where sentences about bad images and questions go; None for silence.
     """
-    sizes, by_image = sizes or Sizes(), {}
-    for index, question in questions:
-        by_image.setdefault(question.image_path, []).append((index, question))
-    images = list(by_image.items())
+    sizes, images = sizes or Sizes(), list(_by_image(questions).items())
     chunks = [images[i : i + sizes.images] for i in range(0, len(images), sizes.images)]
     chunks = [chunk for chunk in chunks if not all(index in done for _, items in chunk for index, _ in items)]
     asker = _Asker(model, sizes, log)
@@ -71,6 +68,18 @@ def run(model, root, questions, sizes=None, done=frozenset(), log=sys.stderr):
                 left = [prediction for prediction in predictions if prediction.index not in done]
                 if left:
                     yield left
+
+
+def order(questions):
+    """[(index, Asked)] -> the indices in the order in which `run` answers them: all of an image together."""
+    return [index for items in _by_image(questions).values() for index, _ in items]
+
+
+def _by_image(questions):
+    by_image = {}
+    for index, question in questions:
+        by_image.setdefault(question.image_path, []).append((index, question))
+    return by_image
 
 
 class _Asker:

@@ -61,6 +61,8 @@ def score_files(name, predictions, reference, settings, *, ignore_missing=False)
     questions = read_reference(name, reference)
     if not questions:
         raise UserError(f"{reference}: has no question; give the questions.jsonl of plum evaluate {name}")
+    if len({question.id for question in questions}) < len(questions):
+        raise UserError(f"{reference}: has two questions of one id; write it again with plum evaluate {name} --questions-only")
     found = predictions_of(predictions, questions)
     results, records = score_records(
         benchmarks.module(name), name, questions, found, settings, predictions, ignore_missing=ignore_missing
