@@ -75,8 +75,8 @@ def areas(records, blocks):
 
 
 def _with_areas(record, block):
-    shares = record.get("gt_areas")
-    return list(zip(shares, block["pair_ious"].values(), strict=True)) if shares and "pair_ious" in block else []
+    shares = dict(zip(record["gt_parts"], record.get("gt_areas") or (), strict=False))
+    return [(shares[part], iou) for part, iou in block.get("pair_ious", {}).items() if part in shares]
 
 
 def relations(records, blocks):
