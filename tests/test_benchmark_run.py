@@ -13,7 +13,7 @@ from data_pipelines.conversation import IMAGE, encode
 from data_pipelines.images import load_image
 from plum_jax import cli, coco, evaluate
 from plum_jax.errors import UserError
-from plum_jax.evaluation import asking, benchmark_command, benchmarks, prediction_file
+from plum_jax.evaluation import asking, benchmark_command, benchmark_score, benchmarks, prediction_file
 from plum_jax.evaluation.answered import Settings
 from plum_jax.evaluation.asked import read_questions
 from plum_jax.evaluation.prediction import GENERATED, GT_SPANS
@@ -140,6 +140,18 @@ def test_a_run_that_was_cut_off_ends_with_the_same_files(refer, model, tmp_path,
     with pytest.raises(UserError, match=r"predictions.jsonl: holds a run with another questions; give another --out"):
         evaluated(model, "refer", tmp_path, *argv, "--max-images", 1)
     assert (tmp_path / "questions.jsonl").read_bytes() == questions and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["refer", "pope", "hallucination"])
+def test_scoring_the_files_of_a_run_gives_its_results(model, tmp_path, name):
+    argv = ["--data", tmp_path, *(["--dataset", "grefcoco"] if name == "refer" else [])]
+    {"refer": fixtures.refer, "pope": fixtures.pope, "hallucination": eval_fixtures.write_folder}[name](tmp_path)
+    results, records, _ = evaluated(model, name, tmp_path / "out", *argv)
+    files = tmp_path / "out/predictions.jsonl", tmp_path / "out/questions.jsonl"
+    again, scored = benchmark_score.score_files(name, *files, Settings())
+    assert json.loads(json.dumps(again["protocols"])) == json.loads(json.dumps(results["protocols"]))
+    assert json.loads(json.dumps(scored)) == records
+    assert again["counts"] == {"scored": len(records), "skipped": {}}
 
 
 def test_a_bad_image_is_counted_and_not_an_end(model, tmp_path):

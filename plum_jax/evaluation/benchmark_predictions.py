@@ -43,11 +43,14 @@ def _find(entry, questions, places):
     """Index of the question that an entry answers."""
     if not isinstance(entry, dict):
         raise Invalid(f"$ is {show(entry)}; give an object")
-    unknown = next((key for key in entry if key not in FIELDS and not key.startswith("x_")), None)
+    known = (*FIELDS, "choice_scores")  # plum evaluate writes it for every benchmark, empty for these
+    unknown = next((key for key in entry if key not in known and not key.startswith("x_")), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, FIELDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(FIELDS)}, or begin the name with x_"
         raise Invalid(f"$ has the unknown field {show(unknown)}; {hint}")
+    if entry.get("choice_scores"):
+        raise Invalid("$.choice_scores is given, but these questions have no choices; leave it out")
     if "id" in entry:
         if entry["id"] not in places:
             raise Invalid(f"$.id is {show(entry['id'])}, which is no question of the reference; copy it from there")

@@ -25,7 +25,16 @@ from plum_jax.evaluation.vqa_files import POPE_SPLITS, YES_NO
 
 IS_VISIBLE = "Is this part visible in the image: {name}?"
 DATASET = "parts"
-columns = ("accuracy", "f1", "yes_ratio", "false_mask_rate", "mask_rate_of_visible", "n_questions", "n_absent")
+columns = (
+    "accuracy",
+    "f1",
+    "yes_ratio",
+    "n_questions",
+    "false_mask_rate",
+    "mask_rate_of_visible",
+    "giou_mean_over_visible",
+    "n_absent",
+)
 
 
 def main(argv=None):
