@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": ("plum_jax.quickstart", "synthetic data, train the tiny model, evaluate, predict, report"),
     "train": ("plum_jax.train", "train any config; the same command resumes"),
     "evaluate": ("plum_jax.evaluate", "score a checkpoint on a benchmark"),
+    "score": {"partonomy": ("plum_jax.score", "prediction files of any model -> the full table; no model needed")},
     "predict": ("plum_jax.predict", "images -> text, masks, COCO JSON, overlays"),
     "convert": ("plum_jax.convert.command", "PyTorch and Hugging Face checkpoints -> ours, and back"),
     "export": ("plum_jax.serving.command", "a checkpoint as programs and parameters for serving"),

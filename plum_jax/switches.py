@@ -20,6 +20,8 @@ SWITCHES = {  # the first value is the default
     "eval.mc_dtype": ("float32", "bfloat16"),
     "eval.tie": ("wrong", "first"),
     "eval.empty_union": ("one", "zero", "skip"),
+    "eval.ignore255_as_fg": (False, True),
+    "vqa.metric": ("official", "contains"),
 }
 
 

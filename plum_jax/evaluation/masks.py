@@ -117,7 +117,7 @@ def paired_strict(predicted, target, **options):
 
 def macro(pairs):
     """Mean over images of the mean over an image's pairs. NaN pairs and images without a pair are left out; None if all are."""
-    images = [np.nanmean(p) for p in map(np.asarray, pairs) if np.size(p) and not np.isnan(p).all()]
+    images = [kept.mean() for kept in (p[~np.isnan(p)] for p in map(np.asarray, pairs)) if kept.size]
     return float(np.mean(images)) if images else None
 
 

@@ -10,8 +10,6 @@ import os
 
 from plum_jax.evaluation.prediction import Answer, Prediction, Span
 
-EMPTY = (None, {}, "ok")  # values of optional fields that a line leaves out
-
 
 def to_json(prediction):
     """Prediction -> dictionary of plain JSON values, without the optional fields that say nothing."""
@@ -29,8 +27,8 @@ def from_json(fields):
 
 def _fields(record):
     """{field: value} of a dataclass, in its order, without optional fields that hold their default."""
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {name: value for name, value in values.items() if value not in EMPTY}
+    values = {field: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {field.name: value for field, value in values.items() if value not in (field.default, None, {})}
 
 
 def _answer_to_json(answer):

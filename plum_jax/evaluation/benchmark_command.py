@@ -1,0 +1,255 @@
+"""`plum evaluate BENCHMARK` for the benchmarks beside PARTONOMY: questions -> predictions -> scores, three files in OUT."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+from plum_jax import __version__, cli, config_io, console
+from plum_jax.errors import UserError
+from plum_jax.evaluation import benchmarks
+from plum_jax.evaluation.answered import Settings, score
+from plum_jax.evaluation.asked import FILE_NAME, read_questions, write_questions
+from plum_jax.run_record import RunRecord, sha256_of, write_json
+from plum_jax.switches import switch
+
+PREDICTIONS, ORIGIN = "predictions.jsonl", "predictions.from.json"
+METRICS = ("official", "contains")
+
+
+def main(name, argv):
+    """Entry point of `plum evaluate NAME`."""
+    from plum_jax.evaluate import add_checkpoint_flags
+
+    bench = benchmarks.module(name)
+    parser = cli.Parser(prog=f"plum evaluate {name}", description=f"Score a checkpoint on {benchmarks.MODULES[name][1]}.")
+    config_io.add_config_flag(parser, default=None)
+    about_config = parser.epilog
+    add_checkpoint_flags(parser, default="")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the data, as in docs/benchmarks.md")
+    parser.add_argument("--split", help="which split; see below")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--questions-only", action="store_true", help="write OUT/questions.jsonl for plum score, run nothing")
+    add_score_flags(parser, name)
+    bench.add_flags(parser)
+    parser.epilog = f"{parser.epilog or ''}\n{about_config}"
+    args, overrides = config_io.parse_args(parser, argv)
+    check(args)
+    return make_questions(bench, name, args) if args.questions_only else evaluate(bench, name, args, overrides)
+
+
+def add_score_flags(parser, name):
+    """What the scores of a benchmark depend on, also in `plum score`."""
+    if name in benchmarks.WITH_MASKS:
+        parser.add_argument(
+            "--no-target-pixels", type=int, metavar="N", help="a mask of fewer pixels is none (default 50 for gRefCOCO, else 0)"
+        )
+        parser.add_argument("--ignore255-as-fg", action="store_true", help="gmIoU takes ignored pixels for the target")
+    else:
+        parser.add_argument("--metric", choices=METRICS, help="contains: the substring metric of the reference as well")
+
+
+def check(args):
+    """UserError for values that no data makes right."""
+    console.check_out(args.out)
+    for flag in ("max_images", "no_target_pixels"):
+        value = getattr(args, flag, None)
+        if value is not None and value < (1 if flag == "max_images" else 0):
+            raise UserError(f"--{flag.replace('_', '-')} {value}: is too small; give a larger number")
+    if not args.checkpoint and not args.questions_only:
+        raise UserError("--checkpoint: is missing; name a run folder, base weights or tiny, or pass --questions-only")
+
+
+def make_questions(bench, name, args):
+    """--questions-only: OUT/questions.jsonl and nothing else."""
+    console.header(f"evaluate {name} --questions-only", args.out, device=False)
+    with RunRecord(args.out, f"evaluate {name} --questions-only") as record:
+        data = bench.open_data(args)
+        count = _write(data, args.out)
+        _note(record, data)
+    print(f"Wrote {Path(args.out) / FILE_NAME} ({count} questions{_left_out(data.skipped)})")
+    print(f"Next: plum score {name} --predictions=FILE --reference={Path(args.out) / FILE_NAME}")
+
+
+def evaluate(bench, name, args, overrides):
+    """Questions -> predictions -> scores."""
+    data = bench.open_data(args)  # a fault there shows before anything is loaded or written
+    from plum_jax.cache import enable_compilation_cache
+    from plum_jax.evaluate import check_random, eval_config
+    from plum_jax.inference import Model
+    from plum_jax.loading import load_model
+
+    enable_compilation_cache()
+    console.header(f"evaluate {name}", args.out)
+    loaded = load_model(args.checkpoint, base=args.base)
+    check_random(loaded, args.allow_random)
+    loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
+    with RunRecord(args.out, f"evaluate {name}", loaded.config) as record:
+        record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
+        results = evaluate_data(bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config))
+        _note(record, data)
+    print(table(results, bench.columns))
+    counts = results["counts"]
+    print(
+        f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({counts['scored']} questions{_left_out(data.skipped)})"
+    )
+    print(f"Next: plum score {name} --predictions={Path(args.out) / PREDICTIONS} --reference={Path(args.out) / FILE_NAME}")
+
+
+def settings_of(args, config=None):
+    """Flags, and where they are silent the switches of the config -> answered.Settings."""
+    of_config = {} if config is None else config
+    return Settings(
+        getattr(args, "no_target_pixels", None),
+        getattr(args, "ignore255_as_fg", False) or switch(of_config.get("eval", {}), "eval.ignore255_as_fg"),
+        getattr(args, "metric", None) or switch(of_config.get("vqa", {}), "vqa.metric"),
+    )
+
+
+def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, log=sys.stderr):
+    """Runs a model on an opened data set and scores it; a run that was cut off continues.
+
+    Args:
+      bench, name: module of a benchmark. model: inference.Model. data: benchmarks.Data. out: folder. settings: Settings.
+      sizes: asking.Sizes. log: where progress goes; None for silence.
+
+    Returns:
+      The dictionary of results.json.
+    """
+    from plum_jax.evaluation import asking, prediction_file
+
+    began, out = time.monotonic(), Path(out)
+    if not _write(data, out):
+        raise UserError(f"{data.root}: has no question to ask{_left_out(data.skipped)}; see docs/benchmarks.md")
+    questions = [
+        (i, dataclasses.replace(q, target=None, ignore=None)) for i, q in enumerate(read_questions(out / FILE_NAME))
+    ]  # without the masks, which only scoring needs
+    done = _continue(out, model)
+    todo = [(i, question) for i, question in questions if i not in done]
+    bar = console.Progress(
+        total=len(questions), start=len(questions) - len(todo), label=name, unit="q", stream=log or _Silence()
+    )
+    with bar:
+        for predictions in asking.run(model, data.root, todo, sizes, log):
+            prediction_file.append(out / PREDICTIONS, predictions)
+            bar.update(len(predictions))
+    found = {prediction.index: prediction for prediction in prediction_file.read(out / PREDICTIONS)}
+    results = score_files(bench, name, read_questions(out / FILE_NAME), found, out, settings, out / PREDICTIONS)
+    results.update(
+        dataset=data.dataset, split=data.split, checkpoint={"path": str(model.path), "sha256": model.sha256},
+        data={
+            "path": str(data.root), "sha256": sha256_of(out / FILE_NAME), "n_instances": len(questions),
+            "files": {str(path): sha256_of(path) for path in data.inputs},
+        },
+    )  # fmt: skip
+    results["counts"]["left_out"] = dict(+data.skipped)
+    results["settings"]["max_new_tokens"] = int(model.config.eval.max_new_tokens)
+    results["settings"]["min_score"] = model.min_score
+    results["seconds"] = round(time.monotonic() - began, 3)
+    write_json(out / "results.json", results)
+    return results
+
+
+class _Silence:
+    """A stream that shows nothing."""
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+
+def score_files(bench, name, questions, predictions, out, settings, source):
+    """Questions and predictions -> OUT/instances.jsonl and the dictionary of results.json, which is not written yet.
+
+    Args:
+      questions: iterable of Asked. predictions: {index: Prediction}. source: file of the predictions, for messages.
+    """
+    from plum_jax.evaluate import write_jsonl
+
+    records = list(score(questions, predictions, settings, source))
+    scored = [record for record in records if "skipped" not in record]
+    skipped = {}
+    for record in records:
+        if "skipped" in record:
+            skipped[record["skipped"]] = skipped.get(record["skipped"], 0) + 1
+    if out is not None:
+        write_jsonl(Path(out) / "instances.jsonl", records)
+    return {
+        "benchmark": name,
+        "dataset": ", ".join(sorted({record["dataset"] for record in records})),
+        "data": {"n_instances": len(records)},
+        "protocols": bench.tables(scored),
+        "counts": {"scored": len(scored), "skipped": skipped},
+        "settings": dataclasses.asdict(settings),
+        "version": __version__,
+        "command": " ".join(sys.argv),
+    }
+
+
+def table(results, columns):
+    """The lines that a command prints: rates in percent, counts as they are."""
+    lines = []
+    for protocol, groups in results["protocols"].items():
+        shown = [column for column in columns if any(column in numbers for numbers in groups.values())]
+        widths = [max(len(column), 8) for column in shown]
+        lines.append(f"{protocol:<16}" + "  ".join(f"{column:>{w}}" for column, w in zip(shown, widths, strict=True)))
+        for group, numbers in groups.items():
+            cells = [_cell(numbers.get(column), w) for column, w in zip(shown, widths, strict=True)]
+            lines.append(f"  {group:<14}" + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(value, width):
+    if value is None:
+        return f"{'-':>{width}}"
+    return f"{value:{width}d}" if isinstance(value, int) else f"{100 * value:{width}.1f}"
+
+
+def _write(data, out):
+    return write_questions(Path(out) / FILE_NAME, data.questions)
+
+
+def _note(record, data):
+    for path in data.inputs:
+        record.input(path.name, path)
+    record.note(left_out=dict(+data.skipped))
+
+
+def _left_out(skipped):
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted((+skipped).items()))
+    return f"; left out: {reasons}" if reasons else ""
+
+
+def _continue(out, model):
+    """Indices of the questions that OUT/predictions.jsonl answers already.
+
+    A line that was cut off is removed. UserError when the file is of other questions, another checkpoint or other settings.
+    """
+    from plum_jax.evaluation import prediction_file
+
+    path = out / PREDICTIONS
+    origin = {
+        "questions": sha256_of(out / FILE_NAME), "checkpoint": model.sha256,
+        "eval": json.loads(model.config.eval.to_json_best_effort()),
+    }  # fmt: skip
+    if path.is_file():
+        known = json.loads((out / ORIGIN).read_text(encoding="utf-8")) if (out / ORIGIN).is_file() else None
+        if known != origin:
+            changed = [key for key in origin if known is None or known.get(key) != origin[key]]
+            raise UserError(
+                f"{path}: is of another run ({', '.join(changed)} differ); remove it, or give another output folder"
+            )
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            path.write_bytes(whole)
+        return {prediction.index for prediction in prediction_file.read(path)}
+    write_json(out / ORIGIN, origin)
+    return set()
