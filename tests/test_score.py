@@ -1,6 +1,7 @@
 """plum score partonomy: known predictions, missing ones, files of the published code and their claims, the command itself."""
 
 import json
+import random
 import subprocess
 import sys
 
@@ -315,3 +316,63 @@ def test_masks_of_one_image_that_disagree_in_size(data, tmp_path):
     path = score_fixtures.write(tmp_path / "p.json", [{"index": 0, "answer": {"text": ""}}])
     with pytest.raises(UserError, match=r"questions\.json: entry 0: masks of one image have the sizes"):
         score.score_files([path], source)
+
+
+VALUES = (None, True, -1, 0, 10**30, 1.5, "", "x", "\ud800", [], {}, [[]], {"a": 1}, [None] * 3, "0" * 1000, -(10**400), [{}])
+
+
+def places(value, at=()):
+    """Paths of everything inside a JSON value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from places(inner, (*at, key))
+
+
+def damaged(value, rng):
+    """A copy of which one or two places are overwritten, taken out, or joined by something that does not belong there."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.choice((1, 1, 2))):
+        *way, last = rng.choice(list(places(value)))
+        inner = value
+        for key in way:
+            inner = inner[key]
+        how = rng.random()
+        if how < 0.6:
+            inner[last] = rng.choice(VALUES)
+        elif how < 0.8:
+            del inner[last]
+        elif isinstance(inner, dict):
+            inner[rng.choice(("x_", "foo", "index", "mask", "size", "counts"))] = rng.choice(VALUES)
+        else:
+            inner.append(rng.choice(VALUES))
+    return value
+
+
+@pytest.mark.parametrize("form", ["any_model", "published"])
+def test_damaged_files_are_scored_or_refused_in_one_sentence(form, data, tmp_path):
+    """Whatever stands in a file, nothing else is raised, and what is written is JSON."""
+    rng, outcomes = random.Random(0), {True: 0, False: 0}
+    made = {"predictions": perfect(data)[:3], "better": "higher"}
+    span = {
+        **made["predictions"][0]["answer"]["spans"][0],
+        "char": None,
+        "score": 0.5,
+        "raw": 3,
+        "part": "wheel",
+        "status": "ok",
+    }
+    counts = {"span_counts": {"matched": 1, "predicted": 1, "target": 1}, "bio_counts": [[1, 1], [1, 1], [0, 0]]}
+    made["predictions"][1]["choice_scores"] = {"part": {"nll": [1, 2, 3, 4, 5]}, "object": [1, 2, None, 4, 5]}
+    made["predictions"][1]["answer"].update(counts)
+    made["predictions"][2]["answers"] = {"generated": {"text": "A wheel.", "spans": [span]}}
+    del made["predictions"][2]["answer"]
+    made = reference_file(data, "whole_to_part") if form == "published" else made
+    for _ in range(200):
+        try:
+            results, records = run(tmp_path, data, damaged(made, rng))
+            json.dumps([results, records], allow_nan=False)
+            outcomes[True] += 1
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 900
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 10
