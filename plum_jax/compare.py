@@ -31,7 +31,8 @@ def main(argv=None):
     add("--html", metavar="FILE", help="write one page with the numbers and these questions as cards")
     add("--images", metavar="DIR", help="for --html: folder of the data (default: where the evaluation says)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(["--help"] if {"-h", "--help"} & set(argv) else argv)  # else --compare asks for A and B first
     if args.cases < 0:
         raise UserError(f"--cases {args.cases}: is too small; give 0 or more")
     for path in filter(None, (args.out, args.html)):

@@ -189,6 +189,9 @@ def test_the_command_prints_tables_and_cases(pair, capsys):
     assert "9 questions about 3 images" in said and "mc_part_text.accuracy" in said and "+0.0 to +33.3" in said
     assert "Changed most (3 of 3 listed):" in said and "A IoU 0.67 wrong" in said and "--html compare.html" in said
     assert cli.main(["evaluate", "--compare", *map(str, pair), "--cases", "-1"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", "--compare", "--help"])
+    assert stop.value.code == 0 and "--common" in capsys.readouterr().out
     assert cli.main(["evaluate", "--compare", str(pair[0])]) == 2
     assert "--compare" in capsys.readouterr().err
 
