@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["plum_jax", "plum_jax.*", "data_pipelines", "data_pipelines.*", "configs", "configs.*"]),
     package_data={
-        "plum_jax": ["assets/**/*", "evaluation/*.json", "report/*.html", "report/*.css", "report/*.js", "report/**/*.html"],
+        "plum_jax": ["assets/**/*", "evaluation/*.json", "report/*.css", "report/*.json", "report/**/*.html"],
         "data_pipelines": ["*.html", "*.css"],
     },
     install_requires=CORE,

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipelines.checks.findings import printable
 from plum_jax import __version__, cli, console
 from plum_jax.errors import UserError
-from plum_jax.run_record import write_json
+from plum_jax.run_record import write_json, write_text
 
 FIELDS = ("instance_id", "image_path", "image_label", "question_type")
 SCORED = ("questions", "choices", "choice_parts", "correct", "gt_parts", "gt_masks", "predicted", "predicted_published")
@@ -28,21 +28,35 @@ def main(argv=None):
     add("--common", action="store_true", help="compare the questions that both have, where the data differ")
     add("--cases", type=int, default=20, metavar="N", help="how many of the questions that changed most (default 20)")
     add("--out", metavar="FILE", help="write the comparison as JSON there")
+    add("--html", metavar="FILE", help="write one page with the numbers and these questions as cards")
+    add("--images", metavar="DIR", help="for --html: folder of the data (default: where the evaluation says)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(["--help"] if {"-h", "--help"} & set(argv) else argv)  # else --compare asks for A and B first
     if args.cases < 0:
         raise UserError(f"--cases {args.cases}: is too small; give 0 or more")
-    console.header("evaluate --compare", args.out, device=False, stream=sys.stderr if args.json else None)
+    for path in filter(None, (args.out, args.html)):
+        if Path(path).is_dir():
+            raise UserError(f"{path}: is a folder; give a file to write")
+        console.check_out(Path(path).absolute().parent)
+    console.header("evaluate --compare", device=False, stream=sys.stderr if args.json else None)
     report = compare_folders(*args.compare, common=args.common, most=args.cases)
     if args.out is not None:
         write_json(args.out, report)
+    if args.html is not None:
+        from plum_jax.report.comparison_page import page
+
+        write_text(args.html, page(report, args.images))
     if args.json:
         print(json.dumps(report, indent=2, allow_nan=False))
         return
     print("\n".join(map(printable, lines(report))))
-    if args.out is not None:
-        print(f"Wrote {args.out}")
-    print(f"Next: plum report {shlex.quote(report['b']['path'])}")
+    for path in filter(None, (args.out, args.html)):
+        print(f"Wrote {path}")
+    if args.html is None:
+        print(f"Next: {shlex.join(['plum', 'evaluate', '--compare', *args.compare, '--html', 'compare.html'])}")
+    else:
+        print(f"Next: open {args.html} in a browser")
 
 
 def compare_folders(a, b, *, common=False, most=20):

@@ -114,9 +114,9 @@ def test_equal_questions_about_two_objects_need_a_label(data, tmp_path):
 def test_scores_are_turned_so_that_lower_is_better(data, tmp_path):
     numbers = [1, 2.5, None, -3, 0]
     higher = one(tmp_path, data, {"index": 0, "better": "higher", "choice_scores": {"part": numbers}})
-    np.testing.assert_array_equal(higher.choice_scores["part"]["score"], [-1, -2.5, np.nan, 3, 0])
+    assert higher.choice_scores["part"]["score"] == [-1, -2.5, None, 3, 0]
     lower = one(tmp_path, data, {"index": 0, "better": "lower", "choice_scores": {"part": {"nll": numbers}}})
-    np.testing.assert_array_equal(lower.choice_scores["part"]["nll"], [1, 2.5, np.nan, -3, 0])
+    assert lower.choice_scores["part"]["nll"] == numbers
     path = score_fixtures.write(
         tmp_path / "head.json", {"better": "higher", "predictions": [{"index": 0, "choice_scores": {"part": [0, 1, 0, 0, 0]}}]}
     )
@@ -202,6 +202,11 @@ BAD_ENTRIES = {
     "negative": ({"index": -1, "answer": {}}, "$.index is -1; give a whole number"),
     "huge": ({"index": 10**40, "answer": {}}, "$.index is 1000"),
     "misspelt": ({"index": 0, "answr": {}}, "$ has the unknown field \"answr\"; did you mean 'answer'?"),
+    "note": ({"index": 0, "answers": {"x_note": 1}}, '$.answers has the unknown field "x_note"; use gt_answer_gt_spans'),
+    "huge raw": (
+        {"index": 0, "answer": {"spans": [{"phrase": "a", "mask": None, "raw": 10**400}]}},
+        "$.answer.spans[0].raw holds",
+    ),
     "mode": ({"index": 0, "answers": {"own": {}}}, "$.answers has the unknown field"),
     "scores": ({"index": 0, "choice_scores": {"part": "high"}}, "$.choice_scores.part is"),
     "score": ({"index": 0, "choice_scores": {"part": [1, 2, 3, 4, "5"]}}, "$.choice_scores.part[4] is"),
@@ -291,5 +296,5 @@ def test_the_published_schema_agrees_with_the_reader(data, tmp_path):
     made = [score_fixtures.perfect(entry, i) for i, entry in enumerate(data[1])]
     for good in (made, {"predictions": made, "model": "other"}, made[0]):
         assert validator.is_valid(json.loads(json.dumps(good)))
-    for entry, _ in [v for k, v in BAD_ENTRIES.items() if k not in ("char", "huge score")]:
+    for entry, _ in [v for k, v in BAD_ENTRIES.items() if k not in ("char", "huge score", "huge raw")]:
         assert not validator.is_valid([entry]) and not validator.is_valid({"predictions": [entry]})

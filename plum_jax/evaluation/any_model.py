@@ -61,7 +61,7 @@ def _same_text(text, question):
 
 
 def _scores(entry, question, better):
-    """choice_scores as {question: {measure: [number]}}, lower is better everywhere, NaN where a choice has no score."""
+    """choice_scores as {question: {measure: [number]}}, lower is better everywhere, None where a choice has no score."""
     found = {}
     for name, given in entry.get("choice_scores", {}).items():
         where = f"$.choice_scores.{name}"
@@ -77,8 +77,8 @@ def _scores(entry, question, better):
                 raise Invalid(f"{at} has {len(values)} numbers for {n} choices; give one for each choice of the question")
             if all(value is None for value in values):
                 raise Invalid(f"{at} has no number; leave it out")
-            numbers = np.array([np.nan if value is None else _float(value, at) for value in values])
-            found[name][measure] = (-numbers if way == "higher" else numbers).tolist()
+            numbers = [None if value is None else _float(value, at) for value in values]
+            found[name][measure] = [-x if way == "higher" and x is not None else x for x in numbers]
     return found
 
 
@@ -145,10 +145,10 @@ def _span(given, where, text, hw):
     status = given.get("status", "ok")
     if status == "ok" and not rle_area(mask["counts"], hw):
         status = "empty_mask"
+    raw = None if given.get("raw") is None else _float(given["raw"], f"{where}.raw")
     return Span(
-        given["phrase"], mask, None if char is None else tuple(char), given.get("part"), given.get("score"), given.get("raw"),
-        status,
-    )  # fmt: skip
+        given["phrase"], mask, None if char is None else tuple(char), given.get("part"), given.get("score"), raw, status
+    )
 
 
 def empty_mask(hw):

@@ -37,39 +37,46 @@ class Paired:
 
 
 def pair(a, b):
-    """Two lists of records -> Paired. Questions are the same by image, type, texts and parts, not by their place in a file."""
-    left, right = _keyed(a), _keyed(b)
+    """Two lists of records -> Paired.
+
+    Questions are the same by image, type, texts and parts, not by their place in a file; only one that was skipped is told by
+    its place, as nothing else is known of it.
+    """
+    places = {_place(r): r["skipped"] for r in (*a, *b) if "skipped" in r}
+    known = {_place(r) for r in a} & {_place(r) for r in b} & places.keys()
+    skipped = collections.Counter(places[place] for place in known)
+    left, right = (_keyed([r for r in side if _place(r) not in known]) for side in (a, b))
     both = [key for key in left if key in right]
-    skipped = collections.Counter()
-    mine, theirs, other = [], [], 0
-    for key in both:
-        one, two = left[key], right[key]
-        reason = one.get("skipped") or two.get("skipped")
-        if reason:
-            skipped[reason] += 1
-        elif _targets(one) != _targets(two):
-            other += 1
-        else:
-            mine.append(one)
-            theirs.append(two)
-    return Paired(mine, theirs, len(left) - len(both), len(right) - len(both), other, dict(sorted(skipped.items())))
+    same = [key for key in both if _targets(left[key]) == _targets(right[key])]
+    return Paired(
+        [left[key] for key in same],
+        [right[key] for key in same],
+        len(left) - len(both),
+        len(right) - len(both),
+        len(both) - len(same),
+        dict(sorted(skipped.items())),
+    )
+
+
+def _about(record):
+    return record["image_path"], record["question_type"], record["image_label"]
+
+
+def _place(record):
+    return record["instance_id"], *_about(record)
 
 
 def _keyed(records):
     """{what a record is about: record}; equal questions are told apart by their order."""
     found, times = {}, collections.Counter()
     for record in sorted(records, key=lambda r: r["instance_id"]):
-        key = record["image_path"], record["question_type"], record["image_label"], *_content(record)
+        texts = (record["instance_id"],)
+        if "skipped" not in record:
+            texts = tuple(record["questions"]), tuple(sorted(record["choices"])), tuple(record["gt_parts"])
+        key = *_about(record), *texts
         times[key] += 1
         found[*key, times[key]] = record
     return found
-
-
-def _content(record):
-    """Texts of a record; a skipped one has none, and is told by its place."""
-    if "skipped" in record:
-        return (record["instance_id"].rpartition("/")[2],)
-    return (tuple(record["questions"]), tuple(sorted(record["choices"])), tuple(record["gt_parts"]))
 
 
 def _targets(record):
@@ -154,11 +161,12 @@ def cases(paired, most):
 
     Returns:
       [{"instance_id", "image_path", "image_label", "question_type", "question", "correct_answer", "parts", "protocol", "a",
-      "b", "difference"}] with {"answer", "right", "iou", "part_ious"} of each side; at most `most`, all of which changed.
+      "b", "difference"}] with {"instance_id", "answer", "right", "iou", "part_ious"}
+      of each side; at most `most`, all of which changed.
     """
     protocol = next((p for p in CASES_BY if any(r.get(p) for r in paired.a) and any(r.get(p) for r in paired.b)), None)
     found = [_case(a, b, protocol) for a, b in zip(paired.a, paired.b, strict=True)]
-    changed = [case for case in found if _change(case) > (EQUAL, 0)]
+    changed = [case for case in found if max(_change(case)) > EQUAL]
     return sorted(changed, key=lambda case: (*(-x for x in _change(case)), case["instance_id"]))[:most]
 
 
@@ -190,6 +198,7 @@ def _side(record, protocol):
     chosen = "" if choice is None else record["choices"][choice]
     ious = block.get("pair_ious") or dict(zip(record["gt_parts"], (block.get("ious") or {}).get("paired") or (), strict=False))
     return {
+        "instance_id": record["instance_id"],
         "answer": block.get("answer") or chosen,
         "right": None if answered(record, key) is None else choice == record["correct"],
         "iou": block.get("gmiou" if protocol == "published" else "gmiou_strict"),

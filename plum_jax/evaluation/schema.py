@@ -56,13 +56,11 @@ def _sentence(error):
         return f"{where} has no {missing!r}; give {wanted or fix}"
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
-        unknown = next(key for key in error.instance if key not in known and not key.startswith("x_"))
+        notes = "patternProperties" in error.schema  # whether names that begin with x_ are free
+        unknown = next(key for key in error.instance if key not in known and not (notes and key.startswith("x_")))
         near = difflib.get_close_matches(unknown, known, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"use {', '.join(known)}" + (", or begin the name with x_" if "patternProperties" in error.schema else "")
-        )
+        listed = ", ".join(known) + (", or begin the name with x_" if notes else "")
+        hint = f"did you mean {near[0]!r}?" if near else f"use {listed}"
         return f"{where} has the unknown field {show(unknown)}; {hint}"
     if error.validator in ("anyOf", "oneOf") and isinstance(error.instance, dict):
         return f"{where} has {', '.join(map(show, list(error.instance)[:8])) or 'no field'}; give {fix}"
