@@ -69,6 +69,16 @@ def main(argv=None):
     print(f"Next: plum predict IMAGE --checkpoint={checkpoint} --prompt='What visible parts does ... have?' --out=preds")
 
 
+def local_devices(count):
+    """The first `count` devices of this host, None for all. UserError when there are not so many."""
+    import jax
+
+    devices = jax.local_devices()
+    if count is not None and count > len(devices):
+        raise UserError(f"--devices {count}: this host has {len(devices)}; give at most so many")
+    return devices[:count]
+
+
 def add_checkpoint_flags(parser, default=None):
     """--checkpoint, --base and --allow-random, of every command that runs a trained model."""
     shown = f" (default {default})" if default else ""
