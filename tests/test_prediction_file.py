@@ -21,7 +21,7 @@ def predictions():
     }
     scores = {"part": {"answer_mean": [0.1, 0.7]}, "object": {"answer_mean": [0.3, 1e-17]}}
     yield Prediction(0, "images/ä.png", "part_to_whole", scores, answers)
-    yield Prediction(7, "images/1.png", "positive", {}, {OWN: Answer("x", (Span("x", RLE),))}, {"part": 0})
+    yield Prediction(7, "images/1.png", "positive", {}, {OWN: Answer("ok", (Span("ok", RLE),))}, {"part": 0})
     yield Prediction(9, "images/2.png", "negative", {}, {}, skipped="image_unreadable")
 
 
@@ -37,7 +37,7 @@ def test_optional_fields_that_say_nothing_are_left_out():
     short = prediction_file.to_json(list(predictions())[2])
     assert set(short) == {"index", "image_path", "question_type", "choice_scores", "answers", "skipped"}
     span = prediction_file.to_json(list(predictions())[1])["answers"][OWN]["spans"][0]
-    assert span == {"phrase": "x", "mask": RLE}
+    assert span == {"phrase": "ok", "mask": RLE}
     assert json.loads(json.dumps(span)) == span
 
 

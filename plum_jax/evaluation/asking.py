@@ -15,14 +15,14 @@ import numpy as np
 
 from data_pipelines.conversation import IMAGE, encode
 from data_pipelines.conversation import Span as TextSpan
-from data_pipelines.images import clip_view, load_image, sam_view
+from data_pipelines.images import load_image
 from plum_jax import coco, generate
 from plum_jax.errors import UserError
 from plum_jax.evaluation.asked import MASK
 from plum_jax.evaluation.prediction import GENERATED, GT_SPANS, Answer, Prediction, Span
 from plum_jax.evaluation.programs import Place, Programs
 from plum_jax.evaluation.spans import decode_spans, named_spans
-from plum_jax.inference import MIN_SPAN_BUCKET, PROMPT_BUCKET, characters, pool, token_offsets
+from plum_jax.inference import PROMPT_BUCKET, characters, pad_spans, pool, token_offsets
 from plum_jax.switches import switch
 
 TOKEN_BUCKET = 32
@@ -70,7 +70,7 @@ def run(model, root, questions, sizes=None, done=frozenset(), *, devices=None, l
     chunks = [images[i : i + asker.n_images] for i in range(0, len(images), asker.n_images)]
     chunks = [chunk for chunk in chunks if not all(index in done for _, items in chunk for index, _ in items)]
     with concurrent.futures.ThreadPoolExecutor(2) as readers:
-        load = lambda chunk: [readers.submit(load_image, Path(root) / path) for path, _ in chunk]  # noqa: E731
+        load = lambda chunk: [readers.submit(asker.view, Path(root) / path) for path, _ in chunk]  # noqa: E731
         ahead = load(chunks[0]) if chunks else []
         for number, chunk in enumerate(chunks):
             futures, ahead = ahead, load(chunks[number + 1]) if number + 1 < len(chunks) else []
@@ -100,14 +100,18 @@ class _Asker:
         self.n_images, self.n_rows = (self.programs.share(n) * self.programs.count for n in sizes)
         self.whole = switch(model.config.eval, "eval.span_scope") == "all"
 
+    def view(self, path):
+        """Path -> inference.View. UserError for an unreadable image."""
+        return self.model.view(load_image(path))
+
     def ask(self, asked, futures):
-        """[[(index, Asked)] an image], futures of its pixels -> [[Prediction] an image]."""
+        """[[(index, Asked)] an image], futures of their views -> [[Prediction] an image]."""
         places, share = self.programs.places(len(asked)), self.n_images // self.programs.count
-        pixels, forced, free, answers, skipped = {}, [], [], {}, {}
+        views, forced, free, answers, skipped = {}, [], [], {}, {}
         for place, items, future in zip(places, asked, futures, strict=True):
             slot = place.device * share + place.index
             try:
-                pixels[slot] = future.result()
+                views[slot] = future.result()
             except UserError as error:
                 self._say(error)
                 skipped.update({index: BAD_IMAGE for index, _ in items})
@@ -122,7 +126,7 @@ class _Asker:
                 forced += [] if given is None else [Row(index, place, slot, question, given)]
                 free.append(Row(index, place, slot, question, prompt))
         if free:
-            images = self._images(pixels, any(row.question.kind == MASK for row in free))
+            images = self._images(views, any(row.question.kind == MASK for row in free))
             answers = {GT_SPANS: self._forced(images, forced), GENERATED: self._free(images, free)}
         found = lambda index: {mode: of[index] for mode, of in answers.items() if index in of}  # noqa: E731
         return [
@@ -144,20 +148,12 @@ class _Asker:
             )  # fmt: skip
         return given, prompt
 
-    def _images(self, pixels, with_masks):
-        """{slot: uint8[H, W, 3]} -> Images, black elsewhere; without masks SAM does not run."""
-        clip_size, sam_size = self.model.config.model.clip.image_size, self.model.config.model.sam.image_size
-        clip_pixels = np.zeros((self.n_images, clip_size, clip_size, 3), np.uint8)
-        resized_hw, original_hw = np.ones((2, self.n_images, 2), np.int32)
-        for slot, image in pixels.items():
-            clip_pixels[slot] = clip_view(image, clip_size, self.model.config.data.clip_view)
-            original_hw[slot] = image.shape[:2]
+    def _images(self, views, with_masks):
+        """{slot: inference.View} -> Images, black elsewhere; without masks SAM does not run."""
+        clip, sam, resized_hw, original_hw = self.model.stack(views.values(), views, self.n_images)
         if not with_masks:
-            return Images(self.programs.image_tokens(clip_pixels), None, resized_hw, original_hw)
-        sam_pixels = np.zeros((self.n_images, sam_size, sam_size, 3), np.uint8)
-        for slot, image in pixels.items():
-            sam_pixels[slot], resized_hw[slot] = sam_view(image, sam_size)
-        return Images(*self.programs.encode_images(clip_pixels, sam_pixels, resized_hw), resized_hw, original_hw)
+            return Images(self.programs.image_tokens(clip), None, resized_hw, original_hw)
+        return Images(*self.programs.encode_images(clip, sam, resized_hw), resized_hw, original_hw)
 
     def _forced(self, images, rows):
         """Rows with given answers -> {index: Answer} whose spans are the given ones."""
@@ -182,17 +178,12 @@ class _Asker:
 
     def _decode(self, images, batch, embeds):
         """Per row of a batch float32[n, W] -> per row float32[n, 4g, 4g]."""
-        most = max(map(len, embeds))
-        if not most:
+        if not max(map(len, embeds)):
             return [()] * len(batch)
-        slots = MIN_SPAN_BUCKET
-        while slots < most:
-            slots *= 2
         image = np.zeros(self.n_rows, np.int32)
-        padded = np.zeros((self.n_rows, slots, embeds[0].shape[-1]), np.float32)
-        valid = np.zeros((self.n_rows, slots), bool)
-        for (at, row), e in zip(batch, embeds, strict=True):
-            image[at], padded[at, : len(e)], valid[at, : len(e)] = row.place.index, e, True
+        for at, row in batch:
+            image[at] = row.place.index
+        padded, valid = pad_spans(embeds, [at for at, _ in batch], self.n_rows)
         low_res = jax.device_get(self.programs.decode(images.embeddings, image, padded, valid))
         return [low_res[at, : len(e)] for (at, _), e in zip(batch, embeds, strict=True)]
 

@@ -5,17 +5,34 @@ import dataclasses
 import numpy as np
 
 from plum_jax import coco
-from plum_jax.evaluation.prediction import GT_SPANS, OWN, Answer, Prediction, Span
+from plum_jax.evaluation.prediction import Answer, Prediction, Span
 
 
 @dataclasses.dataclass
-class SpanSet:
-    """Spans of one answer with the masks that the model gives them."""
+class Masks:
+    """What the spans of an answer are decoded from, and later to; answers whose spans coincide share it."""
 
-    ranges: list  # token ranges in the row
     embeds: np.ndarray  # float32[n, W]
-    confidence: list  # of the tags, 1 for constructed spans
     low_res: np.ndarray | None = None  # float32[n, 4g, 4g]
+
+    def __post_init__(self):
+        if not len(self.embeds):
+            self.low_res = np.zeros((0, 1, 1), np.float32)
+
+
+@dataclasses.dataclass
+class Said:
+    """One answer with its spans."""
+
+    text: str
+    choice: int | None  # index of the answer choice that it is; None: free text
+    ranges: list  # token ranges of the spans in the row
+    chars: list  # their character ranges in the text
+    parts: list  # the part that each is known to name, or None
+    masks: Masks
+    confidence: list  # of the tags, 1 for constructed spans
+    counts: dict | None = None  # of the spans against the constructed ones
+    bio: np.ndarray | None = None  # int[3, 2]
 
 
 @dataclasses.dataclass
@@ -24,52 +41,40 @@ class Outcome:
 
     index: int  # of the question in its file
     question: object  # records.Question
-    image: int  # index into `images`
-    images: object  # EncodedImages of the chunk
-    part: object  # runner.Group
-    object: object  # runner.Group or None
+    groups: dict  # kind -> rows.Group
+    place: object  # programs.Place of its image
+    images: object  # with the sizes of the images that run together: `resized_hw`, `original_hw` int[B, 2]
+    image: int  # index into these
     scores: dict = dataclasses.field(default_factory=dict)  # kind -> {measure: [NLL per choice]}
     predicted: dict = dataclasses.field(default_factory=dict)  # kind -> choice
-    predicted_published: dict = dataclasses.field(default_factory=dict)
-    truth: SpanSet | None = None  # constructed spans of the correct answer
-    own: SpanSet | None = None  # the model's spans of the chosen answer
-    counts: dict | None = None  # of own spans against the constructed ones of the chosen answer
-    bio: np.ndarray | None = None
+    own: dict = dataclasses.field(default_factory=dict)  # kind of group -> Said, the choice made there with the model's spans
+    answers: dict = dataclasses.field(default_factory=dict)  # mode of prediction.MODES -> Said
 
 
 def prediction_of(model, outcome):
     """inference.Model, Outcome with masks -> Prediction."""
-    correct, chosen = (outcome.part.rows[i] for i in (outcome.part.correct, outcome.predicted["part"]))
-    truth = decode(model, outcome, outcome.truth.low_res)
-    own = truth if outcome.own.low_res is outcome.truth.low_res else decode(model, outcome, outcome.own.low_res)
-    bio = tuple(tuple(int(n) for n in pair) for pair in outcome.bio)
-    return Prediction(
-        index=outcome.index,
-        image_path=outcome.question.image_path,
-        question_type=outcome.question.question_type,
-        choice_scores=outcome.scores,
-        answers={
-            GT_SPANS: Answer(correct.answer, spans_of(model, correct, outcome.truth, truth), correct.choice.index),
-            OWN: Answer(chosen.answer, spans_of(model, chosen, outcome.own, own), chosen.choice.index, outcome.counts, bio),
-        },
-    )
+    decoded, answers = {}, {}
+    for mode, said in outcome.answers.items():
+        key = id(said.masks)
+        if key not in decoded:
+            decoded[key] = _masks(model, outcome, said.masks.low_res)
+        spans = _spans(model, said, decoded[key])
+        bio = None if said.bio is None else tuple(tuple(int(n) for n in pair) for pair in said.bio)
+        answers[mode] = Answer(said.text, spans, said.choice, said.counts, bio)
+    question = outcome.question
+    return Prediction(outcome.index, question.image_path, question.question_type, outcome.scores, answers)
 
 
-def decode(model, outcome, low_res):
-    """[(mask bool[H, W], foreground probability in it, RLE)] of the masks of a span set."""
+def _masks(model, outcome, low_res):
+    """[(mask bool[H, W], foreground probability in it, RLE)] of the spans of one answer."""
     found = [model.mask(logits, 1.0, outcome.images, outcome.image) for logits in low_res]
     return [(mask, inside, coco.encode(mask)) for mask, inside in found]
 
 
-def spans_of(model, row, span_set, found):
-    """Tuple of Span for a span set of an answer and what `decode` found. A span that stands where the answer's renderer put a
-    part names that part, whatever word the answer has for it (D28)."""
-    constructed = dict(zip(row.targets, row.choice.parts, strict=True))
+def _spans(model, said, found):
+    """Tuple of prediction.Span."""
     spans = []
-    for place, sure, (mask, inside, rle) in zip(span_set.ranges, span_set.confidence, found, strict=True):
-        a, b = row.characters(*place)
+    for (a, b), part, sure, (mask, inside, rle) in zip(said.chars, said.parts, said.confidence, found, strict=True):
         score, status = model.judge(mask, inside * sure)
-        spans.append(
-            Span(row.answer[a:b], rle, (a, b), constructed.get(place), round(score, 6), round(inside * sure, 6), status)
-        )
+        spans.append(Span(said.text[a:b], rle, (a, b), part, round(score, 6), round(inside * sure, 6), status))
     return tuple(spans)

@@ -70,3 +70,12 @@ def _run_lengths(entry, hw):
     if mask.shape != hw:
         raise ValueError(f"is {mask.shape[0]} x {mask.shape[1]}, image is {hw[0]} x {hw[1]}")
     return coco.encode(mask)
+
+
+def image_hw(question, prediction):
+    """(H, W) of the upright image: that of the predicted masks, which are of its size, or else of the targets."""
+    spans = [span for answer in prediction.answers.values() for span in answer.spans]
+    if spans:
+        return tuple(spans[0].mask["size"])
+    entry = next(entry for entries in question.segmentations.values() for entry in entries)
+    return tuple(entry.get("segmentation", entry)["size"])
