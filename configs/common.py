@@ -54,5 +54,8 @@ def faithful(config, stage):
         span_scope="all",
         feedback=False,
         ignore255_as_fg=True,
+        grounding="gt_answer_gt_spans",
+        match="paired",
+        all_span_occurrences=True,
     )
     config.vqa.metric = "contains"

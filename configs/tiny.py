@@ -56,6 +56,7 @@ def get_config(arg=""):
     config.eval = dict(
         mc_score="answer_mean", mc_dtype="float32", tie="wrong", empty_union="one", span_scope="assistant", feedback=True,
         min_score=0.0, max_new_tokens=64, ignore255_as_fg=False,
+        grounding="pred_answer_pred_spans", match="paired_strict", all_span_occurrences=False,
     )
     config.vqa = dict(metric="official")
     return config
