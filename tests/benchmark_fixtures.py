@@ -28,9 +28,10 @@ def opened(name, *argv):
 
 def refer(root, dataset="grefcoco", split="val"):
     """Two images: two things and both of them together in the first, nothing that fits in the second."""
-    names = [f"COCO_train2014_00000000000{i}.jpg" for i in (1, 2)]
+    clef = dataset == "refclef"
+    names = [f"0{i}/images/{i}.jpg" if clef else f"COCO_train2014_00000000000{i}.jpg" for i in (1, 2)]
     for i, name in enumerate(names):
-        write_image(root / "refer_seg/images/mscoco/images/train2014" / name, seed=i)
+        write_image(root / "refer_seg/images" / ("saiapr_tc-12" if clef else "mscoco/images/train2014") / name, seed=i)
     annotations = [(1, 1, [box(*LEFT)]), (1, 1, run_lengths(box_mask(RIGHT))), (2, 1, [box(*LEFT)])]
     write_json(root / "refer_seg" / dataset / "instances.json", coco(names, annotations, ({"name": "thing"},)))
     said = [(1, [1], ["Left Thing.", "it"]), (1, [2], ["it"]), (1, [1, 2], ["both"]), (2, [-1], ["a dog"]), (2, [3], ["it"])]

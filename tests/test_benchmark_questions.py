@@ -39,10 +39,12 @@ def test_refer_asks_every_sentence_in_order(tmp_path):
     assert first == questions[:4]
 
 
-@pytest.mark.parametrize("dataset", ["refcoco", "refcoco+", "refcocog"])
-def test_refer_knows_the_family(tmp_path, dataset):
-    fixtures.refer(tmp_path, dataset, split="test")
-    _, questions = fixtures.opened("refer", "--data", tmp_path, "--dataset", dataset, "--split", "test")
+@pytest.mark.parametrize(
+    "dataset, split", [("refcoco", "testA"), ("refcoco+", "testB"), ("refcocog", "test"), ("refclef", "testC")]
+)
+def test_refer_knows_the_family(tmp_path, dataset, split):
+    fixtures.refer(tmp_path, dataset, split=split)
+    _, questions = fixtures.opened("refer", "--data", tmp_path, "--dataset", dataset, "--split", split)
     assert [q.name for q in questions] == ["left thing", "it", "it", "it"] and all(q.target for q in questions)
 
 

@@ -13,7 +13,7 @@ from data_pipelines.conversation import IMAGE, encode
 from data_pipelines.images import load_image
 from plum_jax import cli, coco, evaluate
 from plum_jax.errors import UserError
-from plum_jax.evaluation import asking, benchmark_command, benchmarks, prediction_file
+from plum_jax.evaluation import asking, benchmark_command, benchmark_score, benchmarks, prediction_file
 from plum_jax.evaluation.answered import Settings
 from plum_jax.evaluation.asked import read_questions
 from plum_jax.evaluation.prediction import GENERATED, GT_SPANS
@@ -128,15 +128,30 @@ def test_a_run_that_was_cut_off_ends_with_the_same_files(refer, model, tmp_path,
     whole = (tmp_path / "predictions.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
     (tmp_path / "predictions.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
-    asked = []
-    run = asking.run
-    monkeypatch.setattr(asking, "run", lambda m, r, todo, *rest: asked.extend(i for i, _ in todo) or run(m, r, todo, *rest))
+    added, append = [], prediction_file.append
+    monkeypatch.setattr(
+        prediction_file, "append", lambda path, found: added.extend(p.index for p in found) or append(path, found)
+    )
     again, _, _ = evaluated(model, "refer", tmp_path, *argv)
-    assert asked == [4, 5]
+    assert added == [4, 5]
     assert (tmp_path / "predictions.jsonl").read_bytes() == whole
     assert again["protocols"] == results["protocols"]
-    with pytest.raises(UserError, match=r"predictions.jsonl"):
+    questions = (tmp_path / "questions.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"predictions.jsonl: holds a run with another questions; give another --out"):
         evaluated(model, "refer", tmp_path, *argv, "--max-images", 1)
+    assert (tmp_path / "questions.jsonl").read_bytes() == questions and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["refer", "pope", "hallucination"])
+def test_scoring_the_files_of_a_run_gives_its_results(model, tmp_path, name):
+    argv = ["--data", tmp_path, *(["--dataset", "grefcoco"] if name == "refer" else [])]
+    {"refer": fixtures.refer, "pope": fixtures.pope, "hallucination": eval_fixtures.write_folder}[name](tmp_path)
+    results, records, _ = evaluated(model, name, tmp_path / "out", *argv)
+    files = tmp_path / "out/predictions.jsonl", tmp_path / "out/questions.jsonl"
+    again, scored = benchmark_score.score_files(name, *files, Settings())
+    assert json.loads(json.dumps(again["protocols"])) == json.loads(json.dumps(results["protocols"]))
+    assert json.loads(json.dumps(scored)) == records
+    assert again["counts"] == {"scored": len(records), "skipped": {}}
 
 
 def test_a_bad_image_is_counted_and_not_an_end(model, tmp_path):
@@ -144,9 +159,12 @@ def test_a_bad_image_is_counted_and_not_an_end(model, tmp_path):
     bad = next((tmp_path / "refer_seg/images/mscoco/images/train2014").glob("*1.jpg"))
     bad.write_bytes(b"no image")
     results, records, _ = evaluated(model, "refer", tmp_path / "out", "--data", tmp_path, "--dataset", "grefcoco")
-    assert results["counts"] == {"scored": 2, "skipped": {"image not readable": 4}, "left_out": {}}
-    assert [r.get("skipped") for r in records] == ["image not readable"] * 4 + [None] * 2
+    assert results["counts"] == {"scored": 2, "skipped": {"image_unreadable": 4}, "left_out": {}}
+    assert [r.get("skipped") for r in records] == ["image_unreadable"] * 4 + [None] * 2
     assert results["protocols"]["open"]["all"]["n_samples"] == 2
+    next((tmp_path / "refer_seg/images/mscoco/images/train2014").glob("*2.jpg")).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"nothing could be scored \(6 x image_unreadable\); restore the images"):
+        evaluated(model, "refer", tmp_path / "out2", "--data", tmp_path, "--dataset", "grefcoco")
 
 
 def test_reason_and_semantic_have_their_tables(model, tmp_path):

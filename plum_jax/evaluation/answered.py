@@ -16,6 +16,7 @@ from plum_jax.evaluation.vqa_files import GQA, TEXTVQA
 from plum_jax.evaluation.word_metrics import contains, exact_match, is_clear, soft_accuracy, yes_or_no
 
 PROTOCOL = {GT_SPANS: TEACHER_FORCED, GENERATED: OPEN}
+NO_PREDICTION = "no_prediction"
 GRES_PIXELS = 50  # a mask of fewer pixels is none in the tables of GRES, whatever the method
 
 
@@ -28,12 +29,12 @@ class Settings:
     metric: str = "official"  # or "contains": the substring metric of the reference as well
 
 
-def score(questions, predictions, settings, source):
+def score(questions, predictions, settings, source, *, ignore_missing=False):
     """Yields a record for every question.
 
     Args:
       questions: iterable of Asked. predictions: {index of the question: Prediction}. settings: Settings.
-      source: file of the predictions, for messages.
+      source: file of the predictions, for messages. ignore_missing: a question without a prediction is skipped.
 
     Raises:
       UserError: a question without a prediction, a prediction without a question, a mask of another size, or answers in
@@ -41,11 +42,16 @@ def score(questions, predictions, settings, source):
     """
     known, modes = 0, {}
     for index, question in enumerate(questions):
-        if index not in predictions:
-            raise UserError(f"{source}: has nothing about question {index}, {question.id}; give a line for every question")
-        prediction, known = predictions[index], known + 1
+        if index not in predictions and not ignore_missing:
+            fix = "give every question a line, or pass --ignore-missing"
+            raise UserError(f"{source}: has nothing about question {index}, {question.id}; {fix}")
         about = {key: getattr(question, key) for key in ("id", "image_path", "dataset", "kind", "name")}
         record = {"index": index, **about, "groups": list(question.groups)}
+        prediction = predictions.get(index)
+        if prediction is None:
+            yield {**record, "skipped": NO_PREDICTION}
+            continue
+        known += 1
         if prediction.skipped is not None:
             yield {**record, "skipped": prediction.skipped}
             continue

@@ -27,7 +27,7 @@ from plum_jax.models.plum import bind
 from plum_jax.switches import switch
 
 TOKEN_BUCKET = 32
-BAD_IMAGE, BAD_QUESTION = "image not readable", "question not usable"
+BAD_IMAGE, BAD_QUESTION = "image_unreadable", "question_unusable"
 
 
 class Sizes(NamedTuple):
@@ -46,25 +46,40 @@ class Row(NamedTuple):
     encoded: object  # conversation.Encoded
 
 
-def run(model, root, questions, sizes=None, log=sys.stderr):
+def run(model, root, questions, sizes=None, done=frozenset(), log=sys.stderr):
     """Yields lists of Prediction, those of an image together and in file order of the images.
 
     Args:
       model: inference.Model. root: that image paths are relative to. questions: [(index, Asked)].
+      done: indices that are answered already. Their batches are run again where others of the batch are not: what a question
+        gets must not depend on where a run was stopped.
       log: where sentences about bad images and questions go; None for silence.
     """
-    sizes, by_image = sizes or Sizes(), {}
-    for index, question in questions:
-        by_image.setdefault(question.image_path, []).append((index, question))
-    paths = list(by_image)
-    chunks = [paths[i : i + sizes.images] for i in range(0, len(paths), sizes.images)]
+    sizes, images = sizes or Sizes(), list(_by_image(questions).items())
+    chunks = [images[i : i + sizes.images] for i in range(0, len(images), sizes.images)]
+    chunks = [chunk for chunk in chunks if not all(index in done for _, items in chunk for index, _ in items)]
     asker = _Asker(model, sizes, log)
     with concurrent.futures.ThreadPoolExecutor(2) as readers:
-        load = lambda chunk: [readers.submit(load_image, Path(root) / path) for path in chunk]  # noqa: E731
+        load = lambda chunk: [readers.submit(load_image, Path(root) / path) for path, _ in chunk]  # noqa: E731
         ahead = load(chunks[0]) if chunks else []
         for number, chunk in enumerate(chunks):
             futures, ahead = ahead, load(chunks[number + 1]) if number + 1 < len(chunks) else []
-            yield from asker.ask([by_image[path] for path in chunk], futures)
+            for predictions in asker.ask([items for _, items in chunk], futures):
+                left = [prediction for prediction in predictions if prediction.index not in done]
+                if left:
+                    yield left
+
+
+def order(questions):
+    """[(index, Asked)] -> the indices in the order in which `run` answers them: all of an image together."""
+    return [index for items in _by_image(questions).values() for index, _ in items]
+
+
+def _by_image(questions):
+    by_image = {}
+    for index, question in questions:
+        by_image.setdefault(question.image_path, []).append((index, question))
+    return by_image
 
 
 class _Asker:

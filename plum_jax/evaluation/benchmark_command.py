@@ -1,7 +1,9 @@
 """`plum evaluate BENCHMARK` for the benchmarks beside PARTONOMY: questions -> predictions -> scores, three files in OUT."""
 
+import collections
+import contextlib
 import dataclasses
-import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,10 +13,11 @@ from plum_jax.errors import UserError
 from plum_jax.evaluation import benchmarks
 from plum_jax.evaluation.answered import Settings, score
 from plum_jax.evaluation.asked import FILE_NAME, read_questions, write_questions
-from plum_jax.run_record import RunRecord, sha256_of, write_json
+from plum_jax.run_record import RunRecord, sha256_of
+from plum_jax.score import write_results
 from plum_jax.switches import switch
 
-PREDICTIONS, ORIGIN = "predictions.jsonl", "predictions.from.json"
+PREDICTIONS = "predictions.jsonl"
 METRICS = ("official", "contains")
 
 
@@ -31,6 +34,7 @@ def main(name, argv):
     parser.add_argument("--split", help="which split; see below")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--restart", action="store_true", help="begin again; without it a stopped run is continued")
     parser.add_argument("--questions-only", action="store_true", help="write OUT/questions.jsonl for plum score, run nothing")
     add_score_flags(parser, name)
     bench.add_flags(parser)
@@ -67,7 +71,7 @@ def make_questions(bench, name, args):
     console.header(f"evaluate {name} --questions-only", args.out, device=False)
     with RunRecord(args.out, f"evaluate {name} --questions-only") as record:
         data = bench.open_data(args)
-        count = _write(data, args.out)
+        count = write_questions(Path(args.out) / FILE_NAME, data.questions)
         _note(record, data)
     print(f"Wrote {Path(args.out) / FILE_NAME} ({count} questions{_left_out(data.skipped)})")
     print(f"Next: plum score {name} --predictions=FILE --reference={Path(args.out) / FILE_NAME}")
@@ -78,6 +82,7 @@ def evaluate(bench, name, args, overrides):
     data = bench.open_data(args)  # a fault there shows before anything is loaded or written
     from plum_jax.cache import enable_compilation_cache
     from plum_jax.evaluate import check_random, eval_config
+    from plum_jax.evaluation import journal
     from plum_jax.inference import Model
     from plum_jax.loading import load_model
 
@@ -86,6 +91,8 @@ def evaluate(bench, name, args, overrides):
     loaded = load_model(args.checkpoint, base=args.base)
     check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
+    if args.restart:
+        journal.discard(args.out)
     with RunRecord(args.out, f"evaluate {name}", loaded.config) as record:
         record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
         results = evaluate_data(bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config))
@@ -108,89 +115,91 @@ def settings_of(args, config=None):
     )
 
 
-def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, log=sys.stderr):
-    """Runs a model on an opened data set and scores it; a run that was cut off continues.
+def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, restart=False, log=sys.stderr):
+    """Runs a model on an opened data set and scores it; a run that was stopped continues.
 
     Args:
       bench, name: module of a benchmark. model: inference.Model. data: benchmarks.Data. out: folder. settings: Settings.
-      sizes: asking.Sizes. log: where progress goes; None for silence.
+      sizes: asking.Sizes. restart: begin again where OUT holds predictions of another run, instead of refusing.
+      log: where progress goes; None for silence.
 
     Returns:
       The dictionary of results.json.
+
+    Raises:
+      UserError: no question, none that could be scored, predictions of another run in OUT.
     """
-    from plum_jax.evaluation import asking, prediction_file
+    from plum_jax.evaluation import asking
+    from plum_jax.evaluation.journal import Journal
 
     began, out = time.monotonic(), Path(out)
-    if not _write(data, out):
-        raise UserError(f"{data.root}: has no question to ask{_left_out(data.skipped)}; see docs/benchmarks.md")
-    questions = [
-        (i, dataclasses.replace(q, target=None, ignore=None)) for i, q in enumerate(read_questions(out / FILE_NAME))
-    ]  # without the masks, which only scoring needs
-    done = _continue(out, model)
-    todo = [(i, question) for i, question in questions if i not in done]
-    bar = console.Progress(
-        total=len(questions), start=len(questions) - len(todo), label=name, unit="q", stream=log or _Silence()
-    )
-    with bar:
-        for predictions in asking.run(model, data.root, todo, sizes, log):
-            prediction_file.append(out / PREDICTIONS, predictions)
-            bar.update(len(predictions))
-    found = {prediction.index: prediction for prediction in prediction_file.read(out / PREDICTIONS)}
-    results = score_files(bench, name, read_questions(out / FILE_NAME), found, out, settings, out / PREDICTIONS)
+    made = out / f".{FILE_NAME}.new"  # what is there stays if it is of another run
+    try:
+        if not write_questions(made, data.questions):
+            raise UserError(f"{data.root}: has no question to ask{_left_out(data.skipped)}; see docs/benchmarks.md")
+        questions = [(i, dataclasses.replace(q, target=None, ignore=None)) for i, q in enumerate(read_questions(made))]
+        about = {"questions": sha256_of(made), **settings_of_run(model)}
+        journal = Journal(out, about, asking.order(questions), "restart" if restart else "refuse")
+        os.replace(made, out / FILE_NAME)
+    finally:
+        made.unlink(missing_ok=True)
+    found = {prediction.index: prediction for prediction in journal.done}
+    bar = console.Progress(total=len(questions), start=len(found), label=name, unit="q", stream=log) if log else None
+    with bar or contextlib.nullcontext():
+        for predictions in asking.run(model, data.root, questions, sizes, frozenset(found), log):
+            journal.add(predictions)
+            found.update({prediction.index: prediction for prediction in predictions})
+            if bar:
+                bar.update(len(predictions))
+    results, records = score_records(bench, name, read_questions(out / FILE_NAME), found, settings, journal.path)
+    if not results["counts"]["scored"]:
+        why = ", ".join(f"{n} x {reason}" for reason, n in results["counts"]["skipped"].items())
+        raise UserError(f"{data.root}: nothing could be scored ({why}); restore the images, then begin again with --restart")
     results.update(
         dataset=data.dataset, split=data.split, checkpoint={"path": str(model.path), "sha256": model.sha256},
         data={
-            "path": str(data.root), "sha256": sha256_of(out / FILE_NAME), "n_instances": len(questions),
+            "path": str(data.root), "sha256": about["questions"], "n_instances": len(questions),
             "files": {str(path): sha256_of(path) for path in data.inputs},
         },
+        seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
     results["counts"]["left_out"] = dict(+data.skipped)
-    results["settings"]["max_new_tokens"] = int(model.config.eval.max_new_tokens)
-    results["settings"]["min_score"] = model.min_score
-    results["seconds"] = round(time.monotonic() - began, 3)
-    write_json(out / "results.json", results)
+    results["settings"].update({key: about[key] for key in ("max_new_tokens", "min_score")}, calibrated=model.calibrated)
+    write_results(out, results, records)
     return results
 
 
-class _Silence:
-    """A stream that shows nothing."""
+def settings_of_run(model):
+    """Everything but the questions that decides what is predicted: only a run with the same settings is continued."""
+    config = model.config
+    switches = ("data.tokenizer_flavour", "data.clip_view", "eval.mc_dtype", "eval.span_scope", "eval.feedback")
+    return {
+        "version": __version__, "checkpoint": model.sha256, "min_score": model.min_score,
+        "max_new_tokens": int(config.eval.max_new_tokens),
+        "calibration": dataclasses.asdict(model.calibration) if model.calibrated else None,
+        **{name: switch(config[name.partition(".")[0]], name) for name in switches},
+    }  # fmt: skip
 
-    def write(self, text):
-        return len(text)
 
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return False
-
-
-def score_files(bench, name, questions, predictions, out, settings, source):
-    """Questions and predictions -> OUT/instances.jsonl and the dictionary of results.json, which is not written yet.
+def score_records(bench, name, questions, predictions, settings, source, *, ignore_missing=False):
+    """Questions and predictions -> (the dictionary of results.json, [record of instances.jsonl]).
 
     Args:
       questions: iterable of Asked. predictions: {index: Prediction}. source: file of the predictions, for messages.
     """
-    from plum_jax.evaluate import write_jsonl
-
-    records = list(score(questions, predictions, settings, source))
+    records = list(score(questions, predictions, settings, source, ignore_missing=ignore_missing))
     scored = [record for record in records if "skipped" not in record]
-    skipped = {}
-    for record in records:
-        if "skipped" in record:
-            skipped[record["skipped"]] = skipped.get(record["skipped"], 0) + 1
-    if out is not None:
-        write_jsonl(Path(out) / "instances.jsonl", records)
+    skipped = collections.Counter(record["skipped"] for record in records if "skipped" in record)
     return {
         "benchmark": name,
         "dataset": ", ".join(sorted({record["dataset"] for record in records})),
         "data": {"n_instances": len(records)},
         "protocols": bench.tables(scored),
-        "counts": {"scored": len(scored), "skipped": skipped},
+        "counts": {"scored": len(scored), "skipped": dict(skipped)},
         "settings": dataclasses.asdict(settings),
         "version": __version__,
         "command": " ".join(sys.argv),
-    }
+    }, records
 
 
 def table(results, columns):
@@ -212,10 +221,6 @@ def _cell(value, width):
     return f"{value:{width}d}" if isinstance(value, int) else f"{100 * value:{width}.1f}"
 
 
-def _write(data, out):
-    return write_questions(Path(out) / FILE_NAME, data.questions)
-
-
 def _note(record, data):
     for path in data.inputs:
         record.input(path.name, path)
@@ -225,31 +230,3 @@ def _note(record, data):
 def _left_out(skipped):
     reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted((+skipped).items()))
     return f"; left out: {reasons}" if reasons else ""
-
-
-def _continue(out, model):
-    """Indices of the questions that OUT/predictions.jsonl answers already.
-
-    A line that was cut off is removed. UserError when the file is of other questions, another checkpoint or other settings.
-    """
-    from plum_jax.evaluation import prediction_file
-
-    path = out / PREDICTIONS
-    origin = {
-        "questions": sha256_of(out / FILE_NAME), "checkpoint": model.sha256,
-        "eval": json.loads(model.config.eval.to_json_best_effort()),
-    }  # fmt: skip
-    if path.is_file():
-        known = json.loads((out / ORIGIN).read_text(encoding="utf-8")) if (out / ORIGIN).is_file() else None
-        if known != origin:
-            changed = [key for key in origin if known is None or known.get(key) != origin[key]]
-            raise UserError(
-                f"{path}: is of another run ({', '.join(changed)} differ); remove it, or give another output folder"
-            )
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            path.write_bytes(whole)
-        return {prediction.index for prediction in prediction_file.read(path)}
-    write_json(out / ORIGIN, origin)
-    return set()

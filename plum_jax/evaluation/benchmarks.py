@@ -1,6 +1,7 @@
 """The benchmarks of `plum evaluate` and `plum score` beside PARTONOMY, by name, and what each of their modules has.
 
 A module has
+  main(argv): entry point of `plum score NAME`.
   add_flags(parser): the flags of its data, beside --data, --split and --max-images.
   open_data(args): -> Data.
   tables(records): scored questions (of `answered.score`) -> {protocol: {group: numbers}}.
@@ -23,6 +24,14 @@ MODULES = {
     "hallucination": ("plum_jax.evaluation.hallucination", "parts that are there, and that are not"),
 }
 
+DATASETS = {
+    "refer": ("refcoco", "refcoco+", "refcocog", "refclef", "grefcoco"),
+    "reason": ("reason_seg",),
+    "semantic": ("ade20k", "cocostuff", "mapillary"),
+    "vqa": ("textvqa", "gqa"),
+    "pope": ("pope",),
+    "hallucination": ("parts",),
+}
 WITH_MASKS = ("refer", "reason", "semantic", "hallucination")
 
 

@@ -25,7 +25,23 @@ from plum_jax.evaluation.vqa_files import POPE_SPLITS, YES_NO
 
 IS_VISIBLE = "Is this part visible in the image: {name}?"
 DATASET = "parts"
-columns = ("accuracy", "f1", "yes_ratio", "false_mask_rate", "mask_rate_of_visible", "n_questions", "n_absent")
+columns = (
+    "accuracy",
+    "f1",
+    "yes_ratio",
+    "n_questions",
+    "false_mask_rate",
+    "mask_rate_of_visible",
+    "giou_mean_over_visible",
+    "n_absent",
+)
+
+
+def main(argv=None):
+    """Entry point of `plum score hallucination`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("hallucination", argv)
 
 
 def add_flags(parser):

@@ -10,6 +10,13 @@ from plum_jax.evaluation.word_metrics import yes_no_summary
 columns = ("accuracy", "precision", "recall", "f1", "yes_ratio", "n_questions")
 
 
+def main(argv=None):
+    """Entry point of `plum score pope`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("pope", argv)
+
+
 def add_flags(parser):
     parser.epilog = f"splits: {', '.join(POPE_SPLITS)}, or several with commas; default all"
 

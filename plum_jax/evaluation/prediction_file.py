@@ -27,8 +27,12 @@ def from_json(fields):
 
 def _fields(record):
     """{field: value} of a dataclass, in its order, without optional fields that hold their default."""
-    values = {field: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {field.name: value for field, value in values.items() if value not in (field.default, None, {})}
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {field.name: values[field.name] for field in dataclasses.fields(record) if values[field.name] != _default(field)}
+
+
+def _default(field):
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _answer_to_json(answer):

@@ -15,6 +15,13 @@ from plum_jax.evaluation.mask_tables import MASK_COLUMNS, mask_tables
 columns = MASK_COLUMNS
 
 
+def main(argv=None):
+    """Entry point of `plum score reason`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("reason", argv)
+
+
 def add_flags(parser):
     parser.add_argument("--responses", metavar="FILE", help="JSON {stem: [response to each query]}; default beside the images")
     prompts.add_flag(parser)

@@ -14,6 +14,13 @@ from plum_jax.evaluation.mask_tables import MASK_COLUMNS, mask_tables
 columns = MASK_COLUMNS
 
 
+def main(argv=None):
+    """Entry point of `plum score refer`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("refer", argv)
+
+
 def add_flags(parser):
     parser.add_argument("--dataset", choices=sorted(LAYOUTS), required=True)
     parser.add_argument("--split-by", metavar="NAME", help="division into splits (default unc, for refcocog umd)")

@@ -16,6 +16,13 @@ from plum_jax.evaluation.segments import class_summary
 columns = ("miou_of_classes_present", *MASK_COLUMNS)
 
 
+def main(argv=None):
+    """Entry point of `plum score semantic`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("semantic", argv)
+
+
 def add_flags(parser):
     parser.add_argument("--dataset", choices=sorted(LAYOUTS), required=True)
     parser.add_argument("--ask-void", action="store_true", help="Mapillary's void classes are asked for too, not left out")

@@ -9,6 +9,13 @@ columns = ("accuracy", "n_questions")
 SPLITS = {TEXTVQA: "val", GQA: "testdev"}
 
 
+def main(argv=None):
+    """Entry point of `plum score vqa`."""
+    from plum_jax.evaluation import benchmark_score
+
+    benchmark_score.main("vqa", argv)
+
+
 def add_flags(parser):
     parser.add_argument("--dataset", choices=sorted(SPLITS), required=True)
     parser.epilog = "default split: val of TextVQA, testdev (balanced) of GQA"

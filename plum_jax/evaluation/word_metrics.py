@@ -32,9 +32,10 @@ def exact_match(answer, reference):
 def contains(answer, references):
     """The score of the reference: `soft_accuracy`, or 1 where that is 0 and a normalised reference stands in the answer.
 
-    With one or two references it is that containment alone: "no" is in "snow" (D38 of D 7.3).
+    With one or two references (GQA's answer and full answer, POPE's label) it is that containment alone: "no" is in "snow"
+    (D 5.7, D38 of D 7.3).
     """
-    soft = soft_accuracy(answer, references)
+    soft = soft_accuracy(answer, references) if len(references) >= AGREEING else 0.0
     normal = normalise_answer(answer)
     return soft or float(any(normalise_answer(reference) in normal for reference in references))
 
