@@ -33,7 +33,7 @@ COMMANDS = {
         "stats": ("data_pipelines.stats", "count what a data set holds"),
         "show": ("data_pipelines.show", "one HTML page of samples with images, masks and answers"),
     },
-    "report": ("plum_jax.report", "one HTML file about a run"),
+    "report": ("plum_jax.report", "a run or evaluations as a page, JSON and LaTeX tables"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
 

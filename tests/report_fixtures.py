@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from data_pipelines.masks import encode_rle
 from plum_jax.evaluation import partonomy
+from plum_jax.evaluation.baselines import NAMES as BASELINES
 from plum_jax.evaluation.masks import STRATEGIES
 
 PARTS = ("base", "pole", "shade", "switch", "cord", "left wheel")
@@ -46,6 +47,7 @@ def make_instance(index, image_path, masks, rng, skill):
         lists += [wrong] if wrong not in lists else []
     order = rng.permutation(5)
     lists, correct = [lists[i] for i in order], int(np.flatnonzero(order == 0)[0])
+    rng = np.random.default_rng([index, int(1000 * skill)])  # from here on it is the model that acts
     predicted = correct if rng.random() < skill else int(rng.integers(5))
     losses = [1.2 + 0.5 * float(rng.random()) for _ in range(5)]
     losses[predicted] = 0.4
@@ -86,6 +88,57 @@ def make_instance(index, image_path, masks, rng, skill):
     }  # fmt: skip
 
 
+def with_all_protocols(record):
+    """A record of older files -> one of today's, with all protocols and all that is measured about them."""
+    own = record["end_to_end"]
+    named = [len(record["gt_parts"]), len(record["gt_parts"]), len(record["gt_parts"])]
+    more = {"boundary_pair_ious": own["pair_ious"], "inside_object": [0.9], "overlap": [0.1], "absent_parts": 2,
+            "absent_parts_with_mask": 1, "empty_pairs": {"paired": 0}, "choice": record["predicted"], "extra_masks": 0,
+            "ious": dict.fromkeys(STRATEGIES, list(own["pair_ious"].values()))}  # fmt: skip
+    own = {**own, **more}
+    given = {**record["published"], "pair_ious": own["pair_ious"], "boundary_ious": list(own["pair_ious"].values()),
+             "inside_object": [1.0], "overlap": [0.0], "empty_pairs": {"paired": 1}}  # fmt: skip
+    n = len(record["gt_parts"])
+    return {
+        **record, "published": given, "middle": own, "end_to_end": own, "gt_areas": [0.02] * n, "gt_overlap": [0.0],
+        "generation": {**own, "named_parts": {"exact": named, "rules": named}}, "baselines": {k: [0.25] * n for k in BASELINES},
+        "part_matches_rules": {"end_to_end": named, "published": named}, "second_scores": None,
+    }  # fmt: skip
+
+
+def make_evaluation(folder, *, skill=0.8, seed=1, images=6, name="synthetic PARTONOMY", stem="partonomy", full=True, data=None):
+    """The folder of one evaluation, as `plum evaluate` writes it; its data are beside it, or in the folder `data`."""
+    rng = np.random.default_rng(seed)
+    data = data or folder / "data"
+    (data / "images").mkdir(parents=True, exist_ok=True)
+    scenes = {f"images/{i:04}.png": draw_scene(data / f"images/{i:04}.png", rng) for i in range(images)}
+    (data / f"{stem}_qa_pairs_test.json").write_text("[]")
+    (data / "dataset.json").write_text(json.dumps({"name": name}))
+    names, chosen = [path for path in scenes for _ in range(5)], np.random.default_rng(seed)
+    records = [make_instance(i, path, scenes[path], chosen, skill) for i, path in enumerate(names)]
+    records = [with_all_protocols(r) for r in records] if full else records
+    write_evaluation(folder, records, data / f"{stem}_qa_pairs_test.json", sha256=f"{int(1000 * skill):064x}")
+    return folder
+
+
+def write_evaluation(out, records, questions, sha256):
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "instances.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    results = {
+        "benchmark": "partonomy",
+        "split": "test",
+        "checkpoint": {"path": "run/checkpoints/1", "sha256": sha256},
+        "data": {"path": str(questions), "sha256": "d" * 64, "n_instances": len(records)},
+        "counts": {"scored": len(records), "skipped": {}},
+        "settings": {"mc_score": "answer_mean", "empty_union": "one"},
+        "summary": partonomy.summary(records),
+        "protocols": partonomy.protocols(records),
+        "command": "plum evaluate partonomy --checkpoint run",
+        "version": "0.1.0",
+    }
+    (out / "results.json").write_text(json.dumps(results))
+
+
 def make_run(folder, *, images=20, seed=0, evaluations=((0, 0.05), (950, 0.85))):
     """A quickstart folder as the commands write it: data, run, metrics, two evaluations of the test split."""
     rng = np.random.default_rng(seed)
@@ -96,23 +149,9 @@ def make_run(folder, *, images=20, seed=0, evaluations=((0, 0.05), (950, 0.85)))
     run = folder / "run"
     for step, skill in evaluations:
         out = run / "eval" / str(step) / "test"
-        out.mkdir(parents=True)
         names = [path for path in scenes for _ in range(3)]
         records = [make_instance(i, path, scenes[path], rng, skill) for i, path in enumerate(names)]
-        (out / "instances.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        results = {
-            "benchmark": "partonomy",
-            "split": "test",
-            "checkpoint": {"path": f"run/checkpoints/{step}", "sha256": f"{step:064x}"},
-            "data": {"path": str(folder / "data/partonomy_qa_pairs_test.json"), "sha256": "d" * 64},
-            "counts": {"scored": len(records), "skipped": {"a": 2}},
-            "settings": {"mc_score": "answer_mean", "empty_union": "one"},
-            "command": f"plum evaluate partonomy --checkpoint run/checkpoints/{step}",
-            "version": "0.1.0",
-            "summary": partonomy.summary(records),
-            "protocols": partonomy.protocols(records),
-        }
-        (out / "results.json").write_text(json.dumps(results))
+        write_evaluation(out, records, folder / "data/partonomy_qa_pairs_test.json", sha256=f"{step:064x}")
     run.mkdir(exist_ok=True)
     config = {"name": "tiny", "seed": seed, "model": {"llama": {"width": 96}}, "eval": {"mc_score": "answer_mean"}}
     (run / "config.json").write_text(json.dumps(config))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.masks import decode_segmentation
+from data_pipelines.masks import segmentation_area
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.area_bins import BINS, EDGES
+from plum_jax.report.lenient import dictionary, number
 
 
 def pick_samples(instances, count, first):
@@ -84,12 +85,12 @@ def area_bins(evaluation):
     """[AreaBin] of an evaluation: from its questions; without them from results.json, over all types, `found` unknown."""
     if evaluation.instances:
         return by_area(evaluation.instances)
-    groups = [evaluation.group("end_to_end", kind, "by_area") or {} for kind in evaluation.types]
     table = []
     for key, label in zip(BINS, area_labels(), strict=True):
-        held = [g[key] for g in groups if key in g and g[key]["n_pairs"]]
-        n = sum(h["n_pairs"] for h in held)
-        table.append(AreaBin(label, n, sum(h["gmIoU-paired_strict"] * h["n_pairs"] for h in held) / n if n else None, None))
+        places = [("end_to_end", kind, "by_area", key) for kind in evaluation.types]
+        held = [(evaluation.number(*p, "n_pairs") or 0, evaluation.number(*p, "gmIoU-paired_strict") or 0.0) for p in places]
+        n = sum(count for count, _ in held)
+        table.append(AreaBin(label, int(n), sum(count * iou for count, iou in held) / n if n else None, None))
     return table
 
 
@@ -98,12 +99,22 @@ def area_labels():
     return [re.sub(r"\.?0*%", " %", label) for label in [*labels, f"{EDGES[-1]:.2%} and more"]]
 
 
+def _share(mask):
+    """Share of the image; None without a mask."""
+    if mask is None:
+        return None
+    (height, width), area = segmentation_area(mask)
+    return area / (height * width)
+
+
 def by_area(instances):
     """Strict IoU of every target part, binned by the share of the image that the part covers."""
     shares, ious = [], []
     for instance in instances:
-        areas = instance.gt_areas or [float(decode_segmentation(mask).mean()) for mask in instance.gt_masks]
+        areas = instance.gt_areas or [_share(mask) for mask in instance.gt_masks]
         for part, share in zip(instance.gt_parts, areas, strict=False):
+            if share is None:
+                continue
             shares.append(share)
             ious.append(instance.pair_ious.get(part, 0.0))
     bins = np.searchsorted(EDGES, shares, side="right")
@@ -130,11 +141,13 @@ def reliability(evaluation):
 
 def _pooled_reliability(tables):
     """Tables of several question types -> one, its means weighted by the masks."""
-    bins = []
-    for same in zip(*[t["bins"] for t in tables if t], strict=True):
-        n = sum(b["n_masks"] for b in same)
-        mean = {k: sum((b[k] or 0.0) * b["n_masks"] for b in same) / n if n else None for k in ("score", "iou")}
-        bins.append({"low": same[0]["low"], "high": same[0]["high"], "n_masks": n, **mean})
+    bins, given = [], [dictionary(table).get("bins") for table in tables]
+    for same in zip(*[map(dictionary, table) for table in given if isinstance(table, list)], strict=False):
+        held = [[number(b.get(key)) for key in ("low", "high", "n_masks", "score", "iou")] for b in same]
+        held = [b for b in held if None not in b]  # the means of an empty bin are None
+        n = sum(b[2] for b in held)
+        mean = [sum(b[2] * b[k] for b in held) / n if n else None for k in (3, 4)]
+        bins.append({"low": same[0].get("low"), "high": same[0].get("high"), "n_masks": n, "score": mean[0], "iou": mean[1]})
     total = sum(b["n_masks"] for b in bins)
     error = sum(abs(b["score"] - b["iou"]) * b["n_masks"] for b in bins if b["n_masks"]) / total if total else None
     return {"bins": bins, "n_masks": total, "expected_calibration_error": error}

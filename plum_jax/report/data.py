@@ -1,6 +1,5 @@
 """Folders on disk -> plain dataclasses. Whatever is missing is None or empty: half a run still has a report."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,10 @@ from pathlib import Path
 from plum_jax.errors import UserError
 from plum_jax.logger import read_metrics
 from plum_jax.report.instances import Instance, read_instances
+from plum_jax.report.lenient import dictionary, loads, number, with_dictionaries
+
+OF_RESULTS = ("checkpoint", "data", "counts", "settings", "summary", "protocols", "calibration", "train")
+OF_RECORD = ("versions", "seconds", "inputs", "config")
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,22 @@ class Evaluation:
 
     @property
     def skipped(self):
-        return {str(k): int(v) for k, v in (_dict(_dict(self.results.get("counts")).get("skipped"))).items()}
+        held = dictionary(dictionary(self.results.get("counts")).get("skipped"))
+        return {str(reason): int(n) for reason, n in held.items() if number(n) is not None}
 
     @property
     def protocols(self):
-        return [str(name) for name in _dict(self.results.get("protocols"))]
+        return [str(name) for name in dictionary(self.results.get("protocols"))]
 
     @property
     def types(self):
         """Question types that any protocol has numbers for, in alphabetical order."""
-        return sorted({t for groups in _dict(self.results.get("protocols")).values() for t in _dict(groups)})
+        return sorted({t for groups in dictionary(self.results.get("protocols")).values() for t in dictionary(groups)})
 
     @property
     def data_root(self):
         """The folder that was evaluated: as results.json says, else beside the run (it may have been moved), else None."""
-        path = Path(str(_dict(self.results.get("data")).get("path") or "data"))
+        path = Path(str(dictionary(self.results.get("data")).get("path") or "data"))
         places = [path, path.parent] if path.suffix else [path]
         places += [parent / "data" for parent in self.folder.absolute().parents[:5]]
         return next((p for p in places if p.is_dir() and (not path.suffix or (p / path.name).is_file())), None)
@@ -51,14 +55,14 @@ class Evaluation:
     @property
     def data_name(self):
         """What the data set calls itself, in results.json or in dataset.json; "" where neither says."""
-        named = _dict(self.results.get("data")).get("name")
+        named = dictionary(self.results.get("data")).get("name")
         root = None if named else self.data_root
         return str(named or (_read_json(root / "dataset.json").get("name") if root else "") or "")
 
     def number(self, protocol, question_type, *keys):
         """A number of results.json; None where it is missing or counts nothing."""
-        value = self.group(protocol, question_type, *keys)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        value = number(self.group(protocol, question_type, *keys))
+        return None if value is None else float(value)
 
     def group(self, *keys):
         """What `protocols` holds under the keys; None where that is missing or the accuracy of no question."""
@@ -129,15 +133,15 @@ def read_run(folder, name=None):
     split = "test" if any(e[1] == "test" for e in found) else (found[0][1] if found else "")
     chosen = [e for e in found if e[1] == split]
     chosen = chosen if len(chosen) < 2 else [chosen[0], chosen[-1]]
-    record = _read_json(work / "run.json")
-    config = _read_json(work / "config.json") or _dict(record.get("config"))
+    record = _read_json(work / "run.json", OF_RECORD)
+    config = _read_json(work / "config.json") or dictionary(record.get("config"))
     name = name or str(config.get("name") or folder.resolve().name)
     return Subject(
         folder=folder,
         name=name,
         config=config,
         record=record,
-        summary=_read_json(folder / "results.json") if work != folder else {},
+        summary=_read_json(folder / "results.json", OF_RESULTS) if work != folder else {},
         metrics=metrics,
         evaluations=[read_evaluation(*e, label=_step_label(e[0], name)) for e in chosen],
         of_run=not (len(found) == 1 and found[0][0] is None),
@@ -170,7 +174,7 @@ def _last_evaluation(folder, label):
 
 def _find_evaluations(work):
     """[(step, split, folder)], earliest step first: W/eval/STEP/SPLIT, or the folder of a single evaluation itself."""
-    results = _read_json(work / "results.json")
+    results = _read_json(work / "results.json", OF_RESULTS)
     if (work / "instances.jsonl").is_file() or "protocols" in results:
         return [(None, str(results.get("split") or ""), work)]
     found = {path.parent for name in ("instances.jsonl", "results.json") for path in work.glob(f"eval/*/*/{name}")}
@@ -179,10 +183,10 @@ def _find_evaluations(work):
 
 def read_evaluation(step, split, folder, label=""):
     """One evaluation folder. Lines that are no instance are counted and left out; other benchmarks have other lines."""
-    results = _read_json(folder / "results.json")
+    results = _read_json(folder / "results.json", OF_RESULTS)
     partonomy = results.get("benchmark", "partonomy") == "partonomy"
     instances, unreadable = read_instances(folder / "instances.jsonl") if partonomy else ([], 0)
-    record = _read_json(folder / "run.json")
+    record = _read_json(folder / "run.json", OF_RECORD)
     return Evaluation(folder, step, split, results, instances, unreadable, label, record)
 
 
@@ -191,16 +195,12 @@ def _columns(rows):
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-def _dict(value):
-    return value if isinstance(value, dict) else {}
-
-
-def _read_json(path):
-    """{} when there is no such file."""
+def _read_json(path, names=()):
+    """{} when there is no such file. Of `names`, what holds no dictionary is left out."""
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error}); delete it or run the command that wrote it again") from None
-    return _dict(content)
+    return with_dictionaries(dictionary(content), names)

@@ -1,7 +1,9 @@
 """A line of instances.jsonl -> a plain dataclass."""
 
-import json
 from dataclasses import dataclass
+
+from data_pipelines.masks import segmentation_area
+from plum_jax.report.lenient import dictionary, loads, number
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def read_instances(path):
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in filter(str.strip, lines):
             try:
-                row = json.loads(line)
+                row = loads(line)
                 if "skipped" not in row:
                     instances.append(_instance(row))
             except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -78,6 +80,8 @@ def _instance(row):
     protocol = next((name for name in BLOCKS if row.get(name)), BLOCKS[0])
     block = row.get(protocol) or {}
     predicted = _index(row["predicted"], row["choices"])
+    if len(row["choice_parts"]) != len(row["choices"]):
+        raise ValueError("every choice has its parts")
     return Instance(
         id=str(row["instance_id"]),
         image_path=str(row["image_path"]),
@@ -86,21 +90,21 @@ def _instance(row):
         questions=[str(q) for q in row["questions"]],
         choices=[str(c) for c in row["choices"]],
         choice_parts=[[str(p) for p in parts] for parts in row["choice_parts"]],
-        scores=dict(row.get("scores") or {}),
+        scores=_scores(row.get("scores"), row["choices"]),
         correct=int(row["correct"]),
         predicted=predicted,
-        object_choices=row.get("object_choices"),
-        object_scores=dict(row.get("object_scores") or {}),
-        object_correct=row.get("object_correct"),
-        object_predicted=row.get("object_predicted"),
+        object_choices=None if row.get("object_choices") is None else [str(c) for c in row["object_choices"]],
+        object_scores=_scores(row.get("object_scores"), row.get("object_choices") or ()),
+        object_correct=number(row.get("object_correct")),
+        object_predicted=number(row.get("object_predicted")),
         gt_parts=[str(p) for p in row["gt_parts"]],
-        gt_masks=list(row["gt_masks"]),
-        gt_areas=row.get("gt_areas"),
+        gt_masks=[_mask(mask) for mask in row["gt_masks"]],
+        gt_areas=_areas(row.get("gt_areas"), row["gt_parts"]),
         protocol=protocol,
         answer=str(block.get("answer") or _answer(row, protocol, predicted)),
         spans=[_span(s) for s in block.get("spans") or []],
-        gmiou=block.get("gmiou_strict", block.get("gmiou")),
-        pair_ious={str(k): float(v or 0.0) for k, v in (block.get("pair_ious") or {}).items()},
+        gmiou=number(block.get("gmiou_strict", block.get("gmiou"))),
+        pair_ious={str(k): float(number(v) or 0.0) for k, v in dictionary(block.get("pair_ious")).items()},
     )
 
 
@@ -118,9 +122,31 @@ def _index(value, choices):
     return int(value)
 
 
+def _scores(held, choices):
+    """{measure: one number a choice}; a measure with anything else is left out."""
+    found = dictionary(held)
+    good = {k: v for k, v in found.items() if isinstance(v, list) and len(v) == len(choices)}
+    return {k: v for k, v in good.items() if all(number(x) is not None for x in v)}
+
+
+def _areas(held, parts):
+    """One share for each part, or None."""
+    good = isinstance(held, list) and len(held) == len(parts) and all(number(x) is not None for x in held)
+    return held if good else None
+
+
+def _mask(held):
+    """COCO run lengths that can be decoded, or None: the page then shows no mask."""
+    try:
+        segmentation_area(held)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return held
+
+
 def _span(row):
     start, end = (int(c) for c in row["char"]) if row.get("char") else (None, None)
     return Span(
-        str(row["phrase"]), start, end, row.get("mask"), row.get("part"), row.get("iou"), row.get("score"),
-        str(row.get("status", "ok")),
+        str(row["phrase"]), start, end, _mask(row.get("mask")), row.get("part") and str(row["part"]), number(row.get("iou")),
+        number(row.get("score")), str(row.get("status", "ok")),
     )  # fmt: skip

@@ -27,8 +27,8 @@ def _character(c):
         return SPECIAL[c]
     if " " <= c <= "~" or "\u00c0" <= c <= "\u017f":  # ASCII; letters of Latin-1 and Latin Extended-A
         return c
-    near = unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
-    return "".join(SPECIAL.get(x, x) for x in near if x >= " ") if near else "?"
+    near = [x for x in unicodedata.normalize("NFKD", c) if not unicodedata.combining(x)]
+    return "".join(SPECIAL.get(x, x if " " <= x <= "~" else "?") for x in near) or "?"
 
 
 def document(tables, name="report"):

@@ -1,6 +1,7 @@
 """Our numbers beyond the paper's tables: every question type, intervals, sizes of parts, mask scores, what was left out."""
 
 from plum_jax.report import analysis
+from plum_jax.report.lenient import dictionary, number, pair
 from plum_jax.report.standing import PROTOCOLS, protocol_name
 from plum_jax.report.tables import Column, Row, Table, percent
 
@@ -59,7 +60,7 @@ def leaves_table(evaluations):
     kind = next(iter(ordered_types(evaluations)), None)
     found = {}
     for column, e in enumerate(evaluations):
-        for protocol in e.results.get("protocols") or {}:
+        for protocol in e.protocols:
             for path, value in leaves(e.group(protocol, kind)):
                 found.setdefault((protocol, path), {})[column] = value
     rows = [
@@ -79,9 +80,7 @@ def leaves(value, path=()):
     """Nested dictionaries -> [("group: key", number)]; lists and texts are left out, and so are intervals."""
     if isinstance(value, dict):
         return [leaf for key, inner in value.items() if key != "interval_95" for leaf in leaves(inner, (*path, str(key)))]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return []
-    return [(": ".join(path), float(value))]
+    return [] if number(value) is None else [(": ".join(path), float(value))]
 
 
 INTERVALS = (  # name, protocol, path of the number, path of its interval below interval_95
@@ -112,9 +111,8 @@ def intervals(evaluation, kind):
 def _at(value, path):
     """The pair of numbers at a path of nested dictionaries, else None."""
     for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    good = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, int | float) for x in value)
-    return tuple(float(x) for x in value) if good else None
+        value = dictionary(value).get(key)
+    return pair(value)
 
 
 def interval_table(evaluations):
@@ -167,11 +165,13 @@ def counts_table(evaluations):
 def counts(evaluation):
     """[(what, how many)] of an evaluation: the counts of results.json, then what this report could not read or score."""
     found = []
-    for name, value in (evaluation.results.get("counts") or {}).items():
+    for name, value in dictionary(evaluation.results.get("counts")).items():
         if isinstance(value, dict):
-            reasons = [(f"{words(name)}: {words(str(reason))}", n) for reason, n in sorted(value.items()) if _is_number(n)]
+            reasons = [
+                (f"{words(name)}: {words(str(reason))}", n) for reason, n in sorted(value.items()) if number(n) is not None
+            ]
             found += reasons or [(words(name), 0)]
-        elif _is_number(value):
+        elif number(value) is not None:
             found.append((words(name), value))
     if evaluation.benchmark == "partonomy":
         found.append(("lines of instances.jsonl that are not readable", evaluation.unreadable_lines))
@@ -182,10 +182,6 @@ def counts(evaluation):
             n = sum(s.status == status for i in evaluation.instances for s in i.spans)
             found.append((f"phrases tagged but not drawn: {words(status)}", n))
     return found
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def words(name):

@@ -1,5 +1,6 @@
 """Where the numbers come from: checkpoints and data by hash, commands, versions, settings; and all that was left out."""
 
+from plum_jax.report.lenient import dictionary, number
 from plum_jax.report.measures import words
 from plum_jax.report.tables import as_lines
 
@@ -23,24 +24,29 @@ def evaluation_facts(evaluation):
         held = results.get(name)
         if isinstance(held, dict):
             facts += [(f"{name}: {key}" if key != "path" else name, held[key]) for key in held if held[key] not in (None, "")]
-        for entry in held if isinstance(held, list) else ():
+        for entry in _list(held):
             facts.append((name, " ".join(str(v) for v in entry.values()) if isinstance(entry, dict) else entry))
     facts += [(name, results[name]) for name in ("command", "version", "seconds") if results.get(name) not in (None, "")]
-    facts += [(f"setting: {words(k)}", v) for k, v in flatten(results.get("settings") or {})]
-    facts += [(f"mask scores: {words(k)}", v) for k, v in flatten(results.get("calibration") or {})]
-    facts += [("numbers that the prediction file claims", claim) for claim in results.get("claims") or ()]
+    facts += [(f"setting: {words(k)}", v) for k, v in flatten(dictionary(results.get("settings")))]
+    facts += [(f"mask scores: {words(k)}", v) for k, v in flatten(dictionary(results.get("calibration")))]
+    facts += [("numbers that the prediction file claims", claim) for claim in _list(results.get("claims"))]
     facts += [(f"run.json: {name}", value) for name, value in versions(evaluation.record)]
     return [(name, str(value)) for name, value in facts]
 
 
+def _list(value):
+    return value if isinstance(value, list) else []
+
+
 def versions(record):
     """run.json -> [(name, text)]: command, machine, versions, timings, inputs with hashes."""
-    timings = [(f"seconds: {k}", f"{v:,.1f}") for k, v in (record.get("seconds") or {}).items() if isinstance(v, int | float)]
-    inputs = [(f"input: {k}", f"{v.get('path')} {v.get('sha256') or ''}") for k, v in (record.get("inputs") or {}).items()]
+    timings = [(f"seconds: {k}", f"{v:,.1f}") for k, v in dictionary(record.get("seconds")).items() if number(v) is not None]
+    held = [(k, dictionary(v)) for k, v in dictionary(record.get("inputs")).items()]
+    inputs = [(f"input: {k}", f"{v.get('path')} {v.get('sha256') or ''}") for k, v in held]
     whole = [(k, record[k]) for k in ("command", "status", "started", "finished", "device", "platform") if record.get(k)]
-    if record.get("argv"):
+    if isinstance(record.get("argv"), list):
         whole.insert(0, ("command line", " ".join(map(str, record["argv"]))))
-    return whole + sorted((record.get("versions") or {}).items()) + timings + inputs
+    return whole + sorted(dictionary(record.get("versions")).items()) + timings + inputs
 
 
 def flatten(config, prefix=""):

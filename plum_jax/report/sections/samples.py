@@ -4,6 +4,7 @@ from functools import partial
 
 from plum_jax.report import analysis
 from plum_jax.report.cards import make_card
+from plum_jax.report.lenient import dictionary
 from plum_jax.report.measures import MAIN_TYPE
 
 SAMPLES, WORST = 30, 10
@@ -31,7 +32,9 @@ def same(subject):
     if not subject.several or len(evaluations) < 2:
         return None
     groups = analysis.common(evaluations)
-    builders = [_builder(e, e.record.get("config") or {}, e.label) for e in evaluations]
+    if not groups:
+        return None
+    builders = [_builder(e, dictionary(e.record.get("config")), e.label) for e in evaluations]
     show = lambda group: [build(i) for build, i in zip(builders, group[1], strict=True)]  # noqa: E731
     first = {id: group for group in groups for id in [group[1][0].id]}
     spaced = analysis.pick_samples([group[1][0] for group in groups], GROUPS, MAIN_TYPE)
@@ -44,5 +47,5 @@ def same(subject):
 
 
 def _builder(evaluation, config, label=""):
-    settings = {**((config or {}).get("eval") or {}), **(evaluation.results.get("settings") or {})}
-    return partial(make_card, root=evaluation.data_root, score_key=settings.get("mc_score", "answer_mean"), label=label)
+    settings = {**dictionary(config.get("eval")), **dictionary(evaluation.results.get("settings"))}
+    return partial(make_card, root=evaluation.data_root, score_key=str(settings.get("mc_score", "answer_mean")), label=label)

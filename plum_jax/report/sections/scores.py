@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from plum_jax.report.lenient import dictionary, number, pair
 from plum_jax.report.measures import MAIN_TYPE, columns_of, ordered_types, types_table, words
 from plum_jax.report.standing import protocol_name
 from plum_jax.report.tables import as_lines
@@ -30,7 +31,7 @@ class Tile:
     before: float | None
     target: float | None
     lower: bool
-    interval: list | None  # 95 %, bootstrap over images
+    interval: tuple | None  # 95 %, bootstrap over images
 
     @property
     def met(self):
@@ -59,10 +60,18 @@ def headline(subject):
         return None
     main = MAIN_TYPE if MAIN_TYPE in types else next(iter(types))
     earlier = _by_type(subject.before).get(main, {}) if subject.before else {}
-    held = subject.after.group("end_to_end", main, "interval_95") or {}
+    held = dictionary(subject.after.group("end_to_end", main, "interval_95"))
     aims = subject.name == "tiny" and main == MAIN_TYPE
     tiles = [
-        Tile(name, explain, types[main].get(key), earlier.get(key), target if aims else None, lower, held.get(key))
+        Tile(
+            name,
+            explain,
+            number(types[main].get(key)),
+            number(earlier.get(key)),
+            target if aims else None,
+            lower,
+            pair(held.get(key)),
+        )
         for key, name, explain, target, lower in HEADLINE
     ]
     untrained = subject.before is not None and subject.before.step == 0
@@ -71,7 +80,8 @@ def headline(subject):
 
 
 def _by_type(evaluation):
-    return (evaluation.results.get("summary") or {}).get("by_question_type") or {}
+    held = dictionary(dictionary(evaluation.results.get("summary")).get("by_question_type"))
+    return {kind: numbers for kind, numbers in held.items() if isinstance(numbers, dict)}
 
 
 def types(subject):
@@ -104,7 +114,7 @@ def types(subject):
 
 
 def _questions(evaluation, kind):
-    held = _by_type(evaluation).get(kind, {}).get("n_instances")
+    held = number(_by_type(evaluation).get(kind, {}).get("n_instances"))
     return held if held is not None else sum(i.question_type == kind for i in evaluation.instances)
 
 
@@ -114,10 +124,10 @@ def overview(subject):
         return None
     rows = []
     for series, e in enumerate(subject.evaluations):
-        data, checkpoint = e.results.get("data") or {}, e.results.get("checkpoint") or {}
+        data, checkpoint, counts = (dictionary(e.results.get(k)) for k in ("data", "checkpoint", "counts"))
         rows.append(
             {"series": series, "label": e.label, "benchmark": e.benchmark, "split": e.split or "–",
-             "questions": (e.results.get("counts") or {}).get("scored", len(e.instances)),
+             "questions": number(counts.get("scored")) or len(e.instances),
              "checkpoint": short_hash(checkpoint.get("sha256")), "data": short_hash(data.get("sha256"))}
         )  # fmt: skip
     hashes = {(r["benchmark"], r["data"]) for r in rows}
