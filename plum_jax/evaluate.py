@@ -21,12 +21,16 @@ def main(argv=None):
         from plum_jax import compare
 
         compare.main(argv)
-        return
-    if argv and argv[0] in benchmarks.MODULES:
+    elif argv and argv[0] in benchmarks.MODULES:
         from plum_jax.evaluation import benchmark_command
 
         benchmark_command.main(argv[0], argv[1:])
-        return
+    else:
+        partonomy(argv)
+
+
+def partonomy(argv):
+    """`plum evaluate partonomy`."""
     parser = cli.Parser(
         prog="plum evaluate",
         description="Score a checkpoint on a benchmark. With --compare A B: two evaluations side by side (--compare --help).",

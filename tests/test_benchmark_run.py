@@ -26,11 +26,11 @@ def model():
     return Model(eval_fixtures.loaded())
 
 
-def evaluated(model, name, out, *argv, sizes=None, settings=None):
+def evaluated(model, name, out, *argv, settings=None, **options):
     """-> (results, scored records, predictions by index)."""
     bench, args = benchmarks.module(name), fixtures.arguments(name, *argv)
     run = benchmark_command.evaluate_data
-    results = run(bench, name, model, bench.open_data(args), out, settings or Settings(), sizes=sizes, log=None)
+    results = run(bench, name, model, bench.open_data(args), out, settings or Settings(), log=None, **options)
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     records = [json.loads(line) for line in (out / "instances.jsonl").read_text().splitlines()]
     return results, records, {p.index: p for p in prediction_file.read(out / "predictions.jsonl")}
@@ -109,13 +109,14 @@ def test_open_answers_are_those_of_one_question_alone(refer, model):
             assert span.score == pytest.approx(wanted.score, abs=1e-3)
 
 
-def test_the_batches_do_not_matter(refer, model, tmp_path):
+@pytest.mark.parametrize("sizes, devices", [((1, 4), 1), ((8, 16), 8)])
+def test_neither_batches_nor_devices_matter(refer, model, tmp_path, sizes, devices):
     root, _, results, _, predictions = refer
-    sizes = asking.Sizes(images=1, rows=4)
-    again, _, found = evaluated(model, "refer", tmp_path, "--data", root, "--dataset", "grefcoco", sizes=sizes)
-    assert {i: p.answers[GENERATED].text for i, p in found.items()} == {
-        i: p.answers[GENERATED].text for i, p in predictions.items()
-    }  # fmt: skip
+    options = dict(sizes=asking.Sizes(*sizes), devices=jax.devices()[:devices])
+    again, _, found = evaluated(model, "refer", tmp_path, "--data", root, "--dataset", "grefcoco", **options)
+    for index, prediction in predictions.items():
+        one, other = prediction.answers[GENERATED], found[index].answers[GENERATED]
+        assert (one.text, [s.phrase for s in one.spans]) == (other.text, [s.phrase for s in other.spans])
     for protocol in ("teacher_forced", "open"):
         for key, value in results["protocols"][protocol]["all"].items():
             assert again["protocols"][protocol]["all"][key] == pytest.approx(value, abs=0.02), key
@@ -194,7 +195,7 @@ def test_words_need_no_sam(model, tmp_path, monkeypatch):
     for record in records:
         question = next(q for q in read_questions(tmp_path / "with/questions.jsonl") if q.id == record["id"])
         assert record["answer"] == model(tmp_path / question.image_path, question.prompt).text
-    monkeypatch.setattr(model, "encode_images", None)
+    monkeypatch.setattr("plum_jax.generate.encode_images", None)
     results, records, predictions = evaluated(model, "pope", tmp_path / "pope", "--data", tmp_path)
     assert set(results["protocols"]["official"]) == {"all", "random", "popular", "adversarial"}
     assert results["protocols"]["official"]["all"]["n_questions"] == 6 and "contains" not in results["protocols"]

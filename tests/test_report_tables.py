@@ -75,6 +75,8 @@ def test_what_may_be_compared(tmp_path, synthetic):
     assert "correct answer" in reasons(core, "middle")[0]
     fewer = dataclasses.replace(core, results={**core.results, "settings": {"max_images": 3, "empty_union": "skip"}})
     assert len(reasons(fewer, "published")) == 2
+    told = dataclasses.replace(core, results={**core.results, "command": "plum evaluate partonomy --max-images=5"})
+    assert reasons(told, "published") == ["only the first images of the file (--max-images)"]
     skipped = dataclasses.replace(core, results={**core.results, "counts": {"skipped": {"image": 2, "type_not_answered": 9}}})
     assert reasons(skipped, "published") == ["2 questions are skipped"]
     assert dataset(evaluation(tmp_path / "own", name="mine", stem="mine")) == "other"

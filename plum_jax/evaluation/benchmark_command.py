@@ -34,6 +34,8 @@ def main(name, argv):
     parser.add_argument("--split", help="which split; see below")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--devices", type=int, metavar="N", help="split the images over N devices (default all of this host)")
+    parser.add_argument("--batch-images", type=int, default=8, metavar="N", help="images at a time (default 8)")
     parser.add_argument("--restart", action="store_true", help="begin again; without it a stopped run is continued")
     parser.add_argument("--questions-only", action="store_true", help="write OUT/questions.jsonl for plum score, run nothing")
     add_score_flags(parser, name)
@@ -58,9 +60,9 @@ def add_score_flags(parser, name):
 def check(args):
     """UserError for values that no data makes right."""
     console.check_out(args.out)
-    for flag in ("max_images", "no_target_pixels"):
+    for flag, least in (("max_images", 1), ("devices", 1), ("batch_images", 1), ("no_target_pixels", 0)):
         value = getattr(args, flag, None)
-        if value is not None and value < (1 if flag == "max_images" else 0):
+        if value is not None and value < least:
             raise UserError(f"--{flag.replace('_', '-')} {value}: is too small; give a larger number")
     if not args.checkpoint and not args.questions_only:
         raise UserError("--checkpoint: is missing; name a run folder, base weights or tiny, or pass --questions-only")
@@ -81,8 +83,9 @@ def evaluate(bench, name, args, overrides):
     """Questions -> predictions -> scores."""
     data = bench.open_data(args)  # a fault there shows before anything is loaded or written
     from plum_jax.cache import enable_compilation_cache
-    from plum_jax.evaluate import check_random, eval_config
+    from plum_jax.evaluate import check_random, eval_config, local_devices
     from plum_jax.evaluation import journal
+    from plum_jax.evaluation.asking import Sizes
     from plum_jax.inference import Model
     from plum_jax.loading import load_model
 
@@ -95,7 +98,10 @@ def evaluate(bench, name, args, overrides):
         journal.discard(args.out)
     with RunRecord(args.out, f"evaluate {name}", loaded.config) as record:
         record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
-        results = evaluate_data(bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config))
+        results = evaluate_data(
+            bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config),
+            sizes=Sizes(args.batch_images, 2 * args.batch_images), devices=local_devices(args.devices),
+        )  # fmt: skip
         _note(record, data)
     print(table(results, bench.columns))
     counts = results["counts"]
@@ -115,12 +121,13 @@ def settings_of(args, config=None):
     )
 
 
-def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, restart=False, log=sys.stderr):
+def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, devices=None, restart=False, log=sys.stderr):
     """Runs a model on an opened data set and scores it; a run that was stopped continues.
 
     Args:
       bench, name: module of a benchmark. model: inference.Model. data: benchmarks.Data. out: folder. settings: Settings.
-      sizes: asking.Sizes. restart: begin again where OUT holds predictions of another run, instead of refusing.
+      sizes: asking.Sizes. devices: jax devices that share the images; None for the first one.
+      restart: begin again where OUT holds predictions of another run, instead of refusing.
       log: where progress goes; None for silence.
 
     Returns:
@@ -146,7 +153,7 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, restar
     found = {prediction.index: prediction for prediction in journal.done}
     bar = console.Progress(total=len(questions), start=len(found), label=name, unit="q", stream=log) if log else None
     with bar or contextlib.nullcontext():
-        for predictions in asking.run(model, data.root, questions, sizes, frozenset(found), log):
+        for predictions in asking.run(model, data.root, questions, sizes, frozenset(found), devices=devices, log=log):
             journal.add(predictions)
             found.update({prediction.index: prediction for prediction in predictions})
             if bar:

@@ -76,14 +76,13 @@ def text_table(evaluations, against=None):
 
 def _random_rows(evaluations, places, rows):
     """The random baseline of each question file of ours, once: drawn choices for P and R, one over the choices for accuracy."""
-    found, seen = [], set()
-    for evaluation in evaluations:
-        data = (evaluation.results.get("data") or {}).get("sha256") or evaluation.folder
-        cells = tuple(percent(_chance(evaluation, kind, path)) for kind, path in places)
-        if data not in seen and any(c is not None for c in cells) and any(r.kind == "ours" for r in rows):
-            seen.add(data)
-            found.append(Row(("random", "drawn choices", _data_label(evaluation)), cells, "random"))
-    return found
+    found = {}
+    for e in evaluations if any(row.kind == "ours" for row in rows) else ():
+        cells = tuple(percent(_chance(e, kind, path)) for kind, path in places)
+        if any(cell is not None for cell in cells):
+            found.setdefault((e.results.get("data") or {}).get("sha256") or e.folder, (e, cells))
+    name = lambda e: f"random: questions of {e.label}" if len(found) > 1 else "random"  # noqa: E731
+    return [Row((name(e), "drawn choices", _data_label(e)), cells, "random") for e, cells in found.values()]
 
 
 def _chance(evaluation, kind, path):

@@ -48,8 +48,8 @@ def reasons(evaluation, protocol):
     settings = evaluation.results.get("settings") or {}
     if settings.get("empty_union", "one") != "one":
         found.append(f"two empty masks score {settings['empty_union']}, published: one")
-    if settings.get("max_images"):
-        found.append(f"the first {settings['max_images']:,} images only")
+    if settings.get("max_images") or "--max-images" in str(evaluation.results.get("command")):
+        found.append("only the first images of the file (--max-images)")
     skipped = sum(n for reason, n in evaluation.skipped.items() if reason != TYPE_NOT_ASKED)
     if skipped:
         found.append(f"{skipped:,} questions are skipped")

@@ -32,6 +32,8 @@ def same(subject):
     if not subject.several or len(evaluations) < 2:
         return None
     groups = analysis.common(evaluations)
+    if not groups:
+        return None
     builders = [_builder(e, dictionary(e.record.get("config")), e.label) for e in evaluations]
     show = lambda group: [build(i) for build, i in zip(builders, group[1], strict=True)]  # noqa: E731
     first = {id: group for group in groups for id in [group[1][0].id]}
