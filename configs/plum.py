@@ -32,6 +32,7 @@ def model_config(size):
         tagger=dict(heads=8, mlp=2048, epsilon=1e-5, dropout=0.1),
         feedback=True,
         feedback_heads=8,
+        grounding="span",  # or "seg_token": a <seg> token behind every part in place of the tagger (docs/study.md)
         projector="linear",
         remat="full",
     )

@@ -31,6 +31,7 @@ def get_config(arg=""):
         tagger=dict(heads=3, mlp=256, epsilon=1e-5, dropout=0.0),
         feedback=True,
         feedback_heads=4,
+        grounding="span",  # or "seg_token": a <seg> token behind every part in place of the tagger (docs/study.md)
         projector="linear",
         remat="none",
     )
