@@ -59,7 +59,8 @@ class MetricLogger:
             return
         self._rewrite([{**row, **metrics} if row["step"] == step else row for row in read_metrics(self.path.parent)])
         for name, value in metrics.items():
-            self.board.add_scalar(f"validation/{name.removeprefix(SPARSE)}", value, step)
+            if math.isfinite(value):
+                self.board.add_scalar(f"validation/{name.removeprefix(SPARSE)}", value, step)
 
     def _rewrite(self, rows):
         self.fields = ["step", *(name for name in rows[0] if name not in ("step", *self.sparse)), *self.sparse]

@@ -196,7 +196,8 @@ def line(step, values, counts, best):
     """'Validation at step 200: masks gmIoU 0.412, ... | reading parts 0.650, ... | best gmiou_macro 0.412 (step 200)'."""
 
     def shown(names):
-        return ", ".join(f"{label} {values[name]:.3f}" for name, label in names.items() if name in values)
+        found = {label: values[name] for name, label in names.items() if name in values}
+        return ", ".join(f"{label} -" if math.isnan(value) else f"{label} {value:.3f}" for label, value in found.items())
 
     found = (
         f"Validation at step {step:,} ({counts['scored']} questions): masks {shown(MASKS)} | reading {shown(READING | TEXT)}"
