@@ -352,10 +352,11 @@ def as_pixels(image):
     return image
 
 
-def pad_rows(rows, count, bucket):
-    """Token arrays -> (int32[count, T] with T a multiple of `bucket`, int32[count] lengths); missing rows repeat the first."""
+def pad_rows(rows, count, bucket, least=0):
+    """Token arrays -> (int32[count, T] with T >= least a multiple of `bucket`, int32[count] lengths); missing rows repeat the
+    first."""
     rows = [*rows, *[rows[0]] * (count - len(rows))]
-    padded = np.zeros((count, -(-max(map(len, rows)) // bucket) * bucket), np.int32)
+    padded = np.zeros((count, -(-max(least, *map(len, rows)) // bucket) * bucket), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded, np.array([len(row) for row in rows], np.int32)

@@ -91,7 +91,7 @@ def check_validation(config):
         raise UserError(f"config.eval.split: {s.split!r} is what is trained on; give a split that is held out, such as val")
     if s.text and config.eval.text_batches < 1:
         raise UserError(f"config.eval.text_batches: {config.eval.text_batches} is not a positive number; set it to 1 or more")
-    from plum_jax.evaluate import questions_of
+    from plum_jax.evaluation.question_set import questions_of
 
     questions_of(s.folder, s.split, s.question_types or None, s.images or None)
 
@@ -160,7 +160,8 @@ class Validation:
 
     def _benchmark(self, step, params):
         """-> (summary of results.json, its counts); from W/eval/STEP/validation when this checkpoint was scored there."""
-        from plum_jax.evaluate import evaluate_folder, question_path
+        from plum_jax.evaluation.folder import evaluate_folder
+        from plum_jax.evaluation.question_set import question_path
         from plum_jax.inference import Model
         from plum_jax.loading import LoadedModel
         from plum_jax.run_record import sha256_of, write_json
@@ -178,7 +179,7 @@ class Validation:
         loaded = LoadedModel(self.config, params, self.tokenizer, str(checkpoint), asked["checkpoint"], step)
         results = evaluate_folder(
             Model(loaded, calibrate=False), s.folder, s.split, out, question_types=list(s.question_types) or None,
-            max_images=s.images or None, log=sys.stderr,
+            max_images=s.images or None, log=sys.stderr, changed="restart",
         )  # fmt: skip
         write_json(out / "asked.json", asked)
         return results["summary"], results["counts"]

@@ -11,9 +11,10 @@ from fixtures_partonomy import write_folder
 from test_train import SMALL
 
 from data_pipelines.kinds import KINDS, Kind
-from plum_jax import checkpoint, evaluate, loading, train, validation
+from plum_jax import checkpoint, loading, train, validation
 from plum_jax.config_io import load_config
 from plum_jax.errors import UserError
+from plum_jax.evaluation import folder
 from plum_jax.logger import MetricLogger, read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -43,7 +44,7 @@ def benchmark(monkeypatch):
     class Benchmark:
         calls, stop_at = [], None
 
-        def __call__(self, model, folder, split, out, *, question_types, max_images, log):
+        def __call__(self, model, folder, split, out, *, question_types, max_images, log, changed):
             step = int(Path(out).parent.name)
             self.calls = [*self.calls, step]
             assert (split, max_images, question_types) == ("val", 2, None) and model.path.endswith(f"checkpoints/{step}")
@@ -57,7 +58,7 @@ def benchmark(monkeypatch):
             return results
 
     fake = Benchmark()
-    monkeypatch.setattr(evaluate, "evaluate_folder", fake)
+    monkeypatch.setattr(folder, "evaluate_folder", fake)
     return fake
 
 
@@ -157,7 +158,7 @@ def test_the_scores_are_those_of_plum_evaluate(data, tmp_path):
     """On eight devices, over two micro-batches' worth of sharded parameters."""
     run = tmp_path / "run"
     train.train(config(data, "train.steps=2", "mesh.fsdp=2", "mesh.tensor=2", "eval.question_types=('part_to_whole',)"), run)
-    results = evaluate.evaluate_folder(
+    results = folder.evaluate_folder(
         loading.load_model(run), data, "val", tmp_path / "out", question_types=["part_to_whole"], max_images=2, log=None
     )
     row, summary = read_metrics(run)[-1], results["summary"]

@@ -141,7 +141,7 @@ def run_one(config, work, images):
     """One training and its evaluation -> {"parameters", "train_seconds", "test": {metric: value}}; None after SIGTERM."""
     import jax
 
-    from plum_jax.evaluate import evaluate_folder
+    from plum_jax.evaluation.folder import evaluate_folder
     from plum_jax.loading import load_model
     from plum_jax.models.plum import PlumConfig, build
     from plum_jax.params import count
