@@ -17,6 +17,7 @@ TITLES = {
     "base": "base: feedback, spans, KL 0.1", "no_feedback": "no feedback", "seg_token": "`<seg>` tokens", "kl_0": "KL 0",
     "kl_1": "KL 1.0",
 }  # fmt: skip
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # half width of a 95 % interval of a mean in standard errors, by its values
 COMPARED = ("gmiou_macro", "gmiou_macro_published", "part_accuracy")
 
 
@@ -62,7 +63,10 @@ def spread(found):
 
 
 def difference(study, variant, metric):
-    """One sentence: variant minus base, seed by seed, and whether the seeds agree. None without a seed that both have."""
+    """One sentence: variant minus base, seed by seed, and whether that is more than the seeds differ (paired t interval).
+
+    None without a seed that both have.
+    """
     theirs, base = values(study, variant, metric), values(study, "base", metric)
     found = [theirs[seed] - base[seed] for seed in sorted(theirs.keys() & base.keys())]
     if not found:
@@ -71,13 +75,12 @@ def difference(study, variant, metric):
     text = f"{title}: {statistics.mean(found):+.3f} on average ({', '.join(f'{x:+.3f}' for x in found)})"
     if len(found) < 2:
         return f"{text}; one seed shows nothing."
-    agree = all(x > 0 for x in found) or all(x < 0 for x in found)
-    clear = agree and abs(statistics.mean(found)) > 2 * statistics.stdev(found) / len(found) ** 0.5
-    if clear:
-        return f"{text}; every seed agrees, and the mean is more than two standard errors from zero."
-    return f"{text}; " + (
-        "every seed agrees, but not clearly." if agree else "the seeds disagree in sign: no difference shown."
-    )
+    width = T95.get(len(found), 2.6) * statistics.stdev(found) / len(found) ** 0.5
+    if not any(found):
+        return f"{text}; the same."
+    if abs(statistics.mean(found)) > width:
+        return f"{text}; the 95 % interval of the mean, ± {width:.3f}, leaves out zero."
+    return f"{text}; the 95 % interval of the mean, ± {width:.3f}, holds zero: no difference shown."
 
 
 def page(study):
