@@ -32,6 +32,7 @@ def model_config(size):
         tagger=dict(heads=8, mlp=2048, epsilon=1e-5, dropout=0.1),
         feedback=True,
         feedback_heads=8,
+        grounding="span",  # or "seg_token": a <seg> token behind every part in place of the tagger (docs/study.md)
         projector="linear",
         remat="full",
     )
@@ -93,8 +94,12 @@ def get_config(arg=""):
         mc_score="answer_mean", mc_dtype="float32", tie="wrong", empty_union="one", span_scope="assistant", feedback=True,
         min_score=0.0, max_new_tokens=512, ignore255_as_fg=False,
         grounding="pred_answer_pred_spans", match="paired_strict", all_span_occurrences=False,
+        # Validation during training: every how many steps (0: never), on the first images of a split of the folder (that of
+        # the training data where it is empty). text_sources are like data.sources: held-out text whose language loss is taken.
+        every=0, folder="", split="val", images=32, question_types=(), text_sources=(), text_batches=4,
     )
     config.vqa = dict(metric="official")
+    config.checkpoint = dict(best_metric="gmiou_macro", best_mode="max")  # which validated step is kept besides the last ones
     if options.reference:
         faithful(config, options.stage)
         if options.stage == "0shot":  # up to five classes or phrases of an image, and SAM encodes every image

@@ -12,6 +12,7 @@ from plum_jax.errors import UserError
 
 IMAGE = "<image>"
 END = "</s>"
+SEG = "<seg>"  # behind every span, where the tokenizer knows it (plum_jax/seg_token.py)
 OUTSIDE, BEGIN, INSIDE = 0, 1, 2
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -93,8 +94,10 @@ def render(turns, template, flavour="fast"):
         raise UserError(f"template {template!r} is unknown; use one of {', '.join(sorted(TEMPLATES))}")
     text, answers = TEMPLATES[template], []
     for number, (question, answer) in enumerate(turns):
-        if END in question or END in (answer or "") or IMAGE in (answer or "") or IMAGE in question[1:]:
-            raise UserError(f"turn {question!r}, {answer!r}: {END} and {IMAGE} are reserved; {IMAGE} may only start a question")
+        said = question + (answer or "")
+        if END in said or SEG in said or IMAGE in (answer or "") or IMAGE in question[1:]:
+            words = f"{END}, {SEG} and {IMAGE} are reserved; {IMAGE} may only start a question"
+            raise UserError(f"turn {question!r}, {answer!r}: {words}")
         if not answer and number < len(turns) - 1:
             raise UserError(f"turn {question!r} has no answer but is not the last one; only the last answer may be open")
         said = f"USER: {question} ASSISTANT:".replace(IMAGE, f"<im_start>{IMAGE}<im_end>")
@@ -127,7 +130,8 @@ def _tokenize(text, tokenizer):
 def encode(turns, tokenizer, template, spans=(), *, flavour="fast"):
     """Turns and the spans of their answers, in text order -> Encoded. Template and flavour as of `render`.
 
-    A ▁ belongs to the word after it, so the space before an answer or a span counts with it.
+    A ▁ belongs to the word after it, so the space before an answer or a span counts with it. A tokenizer that knows <seg> gets
+    one as the last token of every span.
     """
     rendered = render(turns, template, flavour)
     tokens, offsets, image_position = _tokenize(rendered.text, tokenizer)
@@ -155,7 +159,31 @@ def encode(turns, tokenizer, template, spans=(), *, flavour="fast"):
         bio[inside] = INSIDE
         bio[inside[0]] = BEGIN
         span_of_token[inside] = number + 1
-    return Encoded(tokens, loss_weight, image_position, bio, span_of_token, answer_range, rendered.text, offsets)
+    encoded = Encoded(tokens, loss_weight, image_position, bio, span_of_token, answer_range, rendered.text, offsets)
+    seg = seg_id(tokenizer)
+    return encoded if seg is None or not len(spans) else _with_seg(encoded, seg)
+
+
+def seg_id(tokenizer):
+    """Id of <seg>, None for a tokenizer without it."""
+    found = tokenizer.convert_tokens_to_ids(SEG)
+    return None if found in (None, tokenizer.unk_token_id) else found
+
+
+def _with_seg(encoded, seg):
+    """Adds <seg> behind every span: an answer token of the span that covers no character."""
+    last = [int(np.flatnonzero(encoded.span_of_token == s + 1)[-1]) for s in range(encoded.num_spans)]
+    at = np.array(last) + 1
+    start, end = encoded.answer_range
+    return dataclasses.replace(
+        encoded,
+        tokens=np.insert(encoded.tokens, at, seg),
+        loss_weight=np.insert(encoded.loss_weight, at, 1),
+        bio=np.insert(encoded.bio, at, INSIDE),
+        span_of_token=np.insert(encoded.span_of_token, at, np.arange(1, len(at) + 1)),
+        answer_range=(start + int((at <= start).sum()), end + int((at < end).sum())),
+        offsets=np.insert(encoded.offsets, at, encoded.offsets[last][:, 1:], axis=0),
+    )
 
 
 def keep_spans(encoded, kept):

@@ -1,8 +1,11 @@
 """Save and restore a run (Orbax v1).
 
-Run folder: config.json and checkpoints/<step>/ with the trainable parameters, the optimizer state, the step and the config.
+Run folder: config.json, checkpoints/<step>/ with the trainable parameters, the optimizer state, the step and the config, and
+best.json, which names the best step once validation has scored one.
 """
 
+import json
+import math
 import os
 import shutil
 import sys
@@ -15,20 +18,61 @@ from orbax.checkpoint import v1 as ocp
 from plum_jax.cache import cache_dir
 from plum_jax.config_io import config_from_json, config_json, differences
 from plum_jax.errors import UserError
-from plum_jax.run_record import write_text
+from plum_jax.run_record import write_json, write_text
 
 logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
 
 
 def open_checkpoints(workdir, config):
-    """Checkpointer of a run folder: keeps the last `config.train.keep`, saves every `config.train.save_every` steps."""
+    """Checkpointer of a run folder: saves every `config.train.save_every` steps, keeps the last `config.train.keep` and the
+    best."""
     policy, keep = ocp.training.save_decision_policies, ocp.training.preservation_policies
     return ocp.training.Checkpointer(
         Path(workdir).absolute() / "checkpoints",
         save_decision_policy=policy.FixedIntervalPolicy(config.train.save_every),
-        preservation_policy=keep.LatestN(config.train.keep),
+        preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(config.train.keep), KeepBest(workdir)]),
         cleanup_tmp_directories=True,  # what a kill in the middle of a save left behind
     )
+
+
+class KeepBest:
+    """Preserves the step that best.json names. Orbax asks at every save, so it is always the newest answer."""
+
+    def __init__(self, workdir):
+        self.workdir = workdir
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        best = read_best(self.workdir).get("step")
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def read_best(workdir):
+    """W/best.json: {"step", "metric", "mode", "value"}; {} when there is none, or none that can be read."""
+    try:
+        return json.loads((Path(workdir) / "best.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def choose_best(workdir, values, metric, mode):
+    """Writes W/best.json: of the checkpoints that are there, the one with the best value, the first among equals.
+
+    Args:
+      values: {step: value} of validations, nan where there is none. metric, mode: what they are, "max" or "min".
+
+    Returns:
+      What best.json holds now; {} when no checkpoint has a value.
+    """
+    steps = steps_in(Path(workdir).absolute() / "checkpoints")
+    found = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]
+    if not found:
+        return {}
+    step, value = (max if mode == "max" else min)(found, key=lambda pair: pair[1])
+    best = {"step": step, "metric": metric, "mode": mode, "value": value}
+    if best != read_best(workdir):
+        write_json(Path(workdir) / "best.json", best)
+    return best
 
 
 def save(checkpointer, step, state, config, *, force=False):
@@ -109,11 +153,14 @@ def _short(error):
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
-def checkpoint_folder(path):
-    """Run folder, its checkpoints/<step>, or the word `tiny` -> absolute path of checkpoints/<step> of the newest step.
+def checkpoint_folder(path, which="last"):
+    """Run folder, its checkpoints/<step>, or the word `tiny` -> absolute path of checkpoints/<step>.
+
+    Args:
+      which: of a run folder: "last", the newest step, or "best", the one that best.json names.
 
     Raises:
-      UserError: there is no finished checkpoint.
+      UserError: there is no finished checkpoint, or no best one.
     """
     folder = Path(path)
     if str(path) == "tiny" and not folder.exists():
@@ -128,7 +175,13 @@ def checkpoint_folder(path):
     steps = steps_in(folder / "checkpoints")
     if not steps:
         raise UserError(f"{path}: holds no finished checkpoint; train with `plum train --workdir={path}` first")
-    return folder / "checkpoints" / str(steps[-1])
+    if which == "last":
+        return folder / "checkpoints" / str(steps[-1])
+    best = read_best(folder).get("step")
+    if best not in steps:
+        why = f"step {best} of its best.json is not there" if best else "no validation has scored one"
+        raise UserError(f"{path}: has no best checkpoint ({why}); use --which last, or train with --config.eval.every=N")
+    return folder / "checkpoints" / str(best)
 
 
 def latest_step(workdir):

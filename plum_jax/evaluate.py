@@ -61,7 +61,7 @@ def partonomy(argv):
 
     enable_compilation_cache()
     console.header(f"evaluate {args.benchmark}", args.out)
-    loaded = load_model(args.checkpoint, base=args.base)
+    loaded = load_model(args.checkpoint, base=args.base, which=args.which)
     check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
     check_calibrate(loaded, args.calibrate)
@@ -111,10 +111,12 @@ def local_devices(count):
 
 
 def add_checkpoint_flags(parser, default=None):
-    """--checkpoint, --base and --allow-random, of every command that runs a trained model."""
+    """--checkpoint, --which, --base and --allow-random, of every command that runs a trained model."""
     shown = f" (default {default})" if default else ""
     text = f"a run folder, base weights of plum convert, or the word tiny{shown}"
     parser.add_argument("--checkpoint", required=default is None, default=default, help=text)
+    which = "of a run folder: the newest checkpoint (default), or the one that validation during training found best"
+    parser.add_argument("--which", choices=("last", "best"), default="last", help=which)
     parser.add_argument("--base", metavar="DIR", help="where the base weights of the run are now, if they have moved")
     parser.add_argument("--allow-random", action="store_true", help="run a model some of whose parts were never trained")
 

@@ -177,13 +177,15 @@ def read_rows(graphdef, params, prefix, questions, scores, group, choice):
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token", "whole_rows"))
 def generate(
-    graphdef, params, image_tokens, tokens, token_count, image_position, *, max_new_tokens, end_token, whole_rows=False
-):
+    graphdef, params, image_tokens, tokens, token_count, image_position, answer=None, *, max_new_tokens, end_token,
+    whole_rows=False,
+):  # fmt: skip
     """Greedy decoding of R prompts of different lengths, then one run of the tagger over each full sequence.
 
     Args:
       image_tokens: [R, P, D]. tokens: int32[R, T] right-padded prompts. token_count: int32[R].
       image_position: int32[R], -1 for a prompt without image. end_token: id of </s>.
+      answer: int32[R, A] answers to spell out, each up to </s>: the model only puts its <seg> tokens between their words.
       whole_rows: read out the prompt and the image too.
 
     Returns:
@@ -195,6 +197,8 @@ def generate(
     keys, values, _ = model.llama.empty_cache(rows, size, model.config.dtype)
     hidden, token, cache = prefill(model, image_tokens, tokens, token_count, image_position, keys, values)
     step = functools.partial(decode_step, model)
+    if answer is not None:
+        step, token, cache = functools.partial(spell, model, answer), answer[:, 0], (*cache, jnp.ones(rows, jnp.int32))
     said = greedy.decode(step, token, cache, hidden, max_new_tokens=max_new_tokens, end_token=end_token)
     length = cache[2]
     readout = read_sequence(model, hidden, said.states, length, said.count)
@@ -222,6 +226,16 @@ def decode_step(model, token, active, cache):
     """One token of every row: int32[R], bool[R], cache -> (next token int32[R], state [R, D] of `token`, cache)."""
     state, cache = model.llama.extend(_text(model, token[:, None]), cache, active.astype(jnp.int32))
     return _most_likely(model, state[:, 0]), state[:, 0], cache
+
+
+def spell(model, answer, token, active, cache):
+    """`decode_step` along given answers int32[R, A]: the next token is <seg> where the model finds that most likely and has not
+    just said it, else the answer's next. The last entry of the cache is int32[R], the token of the answer that comes next."""
+    *cache, at = cache
+    likely, state, cache = decode_step(model, token, active, tuple(cache))
+    insert = (likely == model.config.seg_token) & (token != model.config.seg_token)
+    following = jnp.take_along_axis(answer, jnp.minimum(at, answer.shape[1] - 1)[:, None], 1)[:, 0]
+    return jnp.where(insert, likely, following), state, (*cache, jnp.where(insert, at, at + 1))
 
 
 def read_sequence(model, hidden, states, length, count):
@@ -290,8 +304,14 @@ def _sums(model, before, hidden, tokens, length, is_answer, dtype):
 
 
 def _read(model, hidden, length):
-    """hidden [R, T, D], length int32[R] -> Readout of the whole rows."""
+    """hidden [R, T, D], length int32[R] -> Readout of the whole rows.
+
+    Without a tagger there are no labels: tokens say what is a <seg>, and the confidence is how likely each was to be one.
+    """
+    features = model.project(hidden).astype(jnp.float32)
+    if model.config.seg_token is not None:
+        likely = jax.nn.softmax(model.logits(hidden))[..., model.config.seg_token]
+        return Readout(jnp.zeros(likely.shape, jnp.int8), jnp.pad(likely[:, :-1], ((0, 0), (1, 0))), features)
     valid = jnp.arange(hidden.shape[1]) < length[:, None]
     tags = model.tag_logits(hidden, valid)
-    features = model.project(hidden).astype(jnp.float32)
     return Readout(tags.argmax(-1).astype(jnp.int8), jax.nn.softmax(tags).max(-1), features)

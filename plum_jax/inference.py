@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from data_pipelines.conversation import END, IMAGE, encode
+from data_pipelines.conversation import END, IMAGE, SEG, encode, seg_id
 from data_pipelines.images import clip_view, load_image, sam_view
-from plum_jax import coco, overlay
+from plum_jax import coco, overlay, seg_token
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
 from plum_jax.evaluation.spans import decode_spans, named_spans, strip
@@ -103,6 +103,11 @@ class Context:
         if not tokens:
             raise UserError(f"range {char_start}:{char_end} of the answer {self.text!r} covers no token; give a longer one")
         wanted = tokens[0], tokens[-1] + 1
+        if self.model.seg is not None and not any(a <= wanted[0] and wanted[1] <= b for a, b in self.tagged):
+            said = self.text[char_start:char_end]
+            raise UserError(
+                f"phrase {said!r}: the model put no <seg> behind it, and it draws nothing else; give another phrase"
+            )
         ranges = [r for r in self.tagged if r[1] <= wanted[0]] + [wanted]
         embeds = [np.stack([self.features[a:b].mean(0) for a, b in ranges])]
         low_res = self.model.decode(self.images, [self.index], embeds, rows=1)[0]
@@ -141,6 +146,7 @@ class Model:
       config, tokenizer, path, sha256: of the checkpoint. calibration: Calibration or None. calibrated: bool.
       graphdef, params: of the live programs.
       min_score: spans below it have the status low_confidence.
+      seg: id of <seg>, None where spans are tagged.
     """
 
     def __init__(self, loaded, *, calibrate=True, programs=None):
@@ -151,6 +157,7 @@ class Model:
         self.calibration = calibration.load(self.run_folder, self.sha256) if calibrate and self.path else None
         self.min_score = float(self.config.eval.min_score)
         self.end_token = int(self.tokenizer.eos_token_id)
+        self.seg = seg_id(self.tokenizer) if self.config.model.get("grounding", "span") == "seg_token" else None
 
     @property
     def graphdef(self):
@@ -202,13 +209,15 @@ class Model:
         encoded = self.encode_images(images, rows)
         tokens, counts = pad_rows([text.tokens for text in texts], rows, PROMPT_BUCKET)
         position = np.array([text.image_position for text in texts] + [texts[0].image_position] * (rows - len(texts)))
-        whole = switch(self.config.eval, "eval.span_scope") == "all"
+        whole = switch(self.config.eval, "eval.span_scope") == "all" and self.seg is None
         generated, count, readout = jax.device_get(self.programs.generate(
             encoded.tokens, tokens, counts, position, max_new_tokens=int(limit), end_token=self.end_token, whole_rows=whole
         ))  # fmt: skip
         first = counts + encoded.tokens.shape[1] - 1 if whole else np.zeros_like(counts)  # of the generated tokens
         end = first + count
         said = [token_offsets(self.tokenizer, generated[i, : count[i]]) for i in range(len(images))]
+        if self.seg is not None:
+            readout = seg_token.as_spans(readout, generated == self.seg, said)
         labels = [readout.labels[i, : end[i]] for i in range(len(images))]
         tagged = [decode_spans(x) if whole else named_spans(x, o) for x, (_, o) in zip(labels, said, strict=True)]
         embeds = [pool(readout.features[i], ranges) for i, ranges in enumerate(tagged)]
@@ -324,7 +333,7 @@ def check_prompt(prompt, name="prompt"):
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{name} {prompt!r}: is not valid Unicode; give it in UTF-8") from error
-    found = [word for word in (IMAGE, END) if word in prompt]
+    found = [word for word in (IMAGE, END, SEG) if word in prompt]
     if found:
         raise UserError(f"{name} {prompt!r}: {found[0]} is reserved; leave it out")
 
@@ -343,10 +352,11 @@ def as_pixels(image):
     return image
 
 
-def pad_rows(rows, count, bucket):
-    """Token arrays -> (int32[count, T] with T a multiple of `bucket`, int32[count] lengths); missing rows repeat the first."""
+def pad_rows(rows, count, bucket, least=0):
+    """Token arrays -> (int32[count, T] with T >= least a multiple of `bucket`, int32[count] lengths); missing rows repeat the
+    first."""
     rows = [*rows, *[rows[0]] * (count - len(rows))]
-    padded = np.zeros((count, -(-max(map(len, rows)) // bucket) * bucket), np.int32)
+    padded = np.zeros((count, -(-max(least, *map(len, rows)) // bucket) * bucket), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded, np.array([len(row) for row in rows], np.int32)

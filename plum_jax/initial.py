@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from data_pipelines.conversation import SEG
 from plum_jax import base as base_weights
 from plum_jax import selfcheck
 from plum_jax.config_io import apply_override, flatten, load_config
@@ -21,6 +22,7 @@ OF_THE_RUN = (
     "llama.int8",
     "dtype",
     "logits_dtype",
+    "grounding",
     "decoder.pe_dtype",
     "remat",
     "llama.lora_dropout",
@@ -65,7 +67,10 @@ def tokenizer_of(config):
         raise UserError(
             "config.tokenizer: is empty; give a tokenizer folder, the word tiny, or base weights: --config.base=DIR"
         )
-    return load_tokenizer(config.tokenizer or f"{config.base}/tokenizer")
+    tokenizer = load_tokenizer(config.tokenizer or f"{config.base}/tokenizer")
+    if config.model.get("grounding", "span") == "seg_token":
+        tokenizer.add_tokens([SEG], special_tokens=True)
+    return tokenizer
 
 
 def open_base_of(config):
@@ -164,7 +169,11 @@ def check_loaded(base, params):
       UserError: they differ.
     """
     config, flat = plum.PlumConfig.from_dict(base.config.model), flatten_dict(params, sep="/")
-    paths = selfcheck.parameters(config, base.missing)
+    parts = {path.partition("/")[0] for path in flat}
+    missing = sorted(
+        {*base.missing, *(part for part in base_weights.PARTS if part not in parts)}
+    )  # also what this model leaves out
+    paths = selfcheck.parameters(config, missing)
     int8 = any(flat[path].dtype == jnp.int8 for path in paths)
     take = functools.partial(_chosen_layers, base, config, flat) if int8 else flat.get
     file = base.folder / "check.npz"
@@ -173,7 +182,9 @@ def check_loaded(base, params):
             stored = dict(opened)
     except Exception as error:  # OSError, or what zipfile, zlib and NumPy raise for damage
         raise UserError(f"{file}: is missing or damaged ({type(error).__name__}); put it back or convert again") from error
-    found = selfcheck.outputs(config, base.missing, {path: take(path) for path in paths}, chosen=int8)
+    found = selfcheck.outputs(config, missing, {path: take(path) for path in paths}, chosen=int8)
+    if missing != sorted(base.missing):
+        stored = {name: x for name, x in stored.items() if name in found}
     selfcheck.compare(found, stored, base.folder)
 
 

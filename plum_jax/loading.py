@@ -35,11 +35,12 @@ def initial_model(config):
     return LoadedModel(config, _initial(config), initial.tokenizer_of(config), "", "", 0, tuple(initial.random_parts(config)))
 
 
-def load_model(path, *, base=None):
-    """Loads the latest checkpoint of a run folder, one checkpoint folder of it, base weights, or the cached model `tiny`.
+def load_model(path, *, base=None, which="last"):
+    """Loads a checkpoint of a run folder, one checkpoint folder of it, base weights, or the cached model `tiny`.
 
     Args:
       path: folder or word. base: where the base weights of a run are now, when they have moved since.
+      which: "last" or "best" of a run folder (`checkpoint_folder`).
 
     Returns:
       LoadedModel; its parameters lie on the default device, whatever mesh wrote them.
@@ -53,7 +54,7 @@ def load_model(path, *, base=None):
         initial.check_loaded(weights, params)
         tokenizer = initial.tokenizer_of(config)
         return LoadedModel(config, params, tokenizer, str(weights.folder), weights.sha256, 0, tuple(weights.missing))
-    folder, config, written = _open_run(path, base)
+    folder, config, written = _open_run(path, base, which)
     params, frozen = _load_trained(folder, config, written)
     params = merge(params, _initial(config, flatten_dict(frozen, sep="/"))) if frozen else params
     missing, tokenizer = _never_trained(config, written), initial.tokenizer_of(config)
@@ -98,9 +99,9 @@ def _open_base(path):
     return base
 
 
-def _open_run(path, base):
+def _open_run(path, base, which="last"):
     """-> (checkpoint folder, its config, {path: shape} of what the disk holds)."""
-    folder = checkpoint_folder(path)
+    folder = checkpoint_folder(path, which)
     try:
         config = config_from_json(ocp.load_checkpointables(folder, dict(config=None))["config"])
         written = flatten_dict(ocp.checkpointables_metadata(folder).metadata["state"]["params"], sep="/")

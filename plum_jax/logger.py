@@ -2,9 +2,12 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from plum_jax.run_record import write_text
+
+SPARSE = "val_"  # columns that few rows have begin so: those of validation
 
 
 class MetricLogger:
@@ -15,19 +18,21 @@ class MetricLogger:
     Args:
       workdir: run folder.
       start: step from which the run goes on.
+      sparse: columns, named val_..., that are nan unless `amend` fills them in.
       write: False on all processes but the first.
     """
 
-    def __init__(self, workdir, start=0, *, write=True):
+    def __init__(self, workdir, start=0, *, sparse=(), write=True):
         self.path, self.fields, self.board = Path(workdir) / "metrics.csv", None, None
+        self.sparse = dict.fromkeys(sparse, math.nan)
         if not write:
             return
         from tensorboardX import SummaryWriter
 
         kept = [row for row in read_metrics(workdir) if row["step"] <= start]
         if kept:
-            self.fields = list(kept[0])
-            write_text(self.path, _as_text(self.fields, kept))
+            self.sparse = {name: math.nan for name in [*kept[0], *sparse] if name.startswith(SPARSE)}
+            self._rewrite([{**self.sparse, **row} for row in kept])
         else:
             self.path.unlink(missing_ok=True)
         self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1 if start else None, flush_secs=20)
@@ -36,7 +41,7 @@ class MetricLogger:
         """One row: step, then the metrics, {name: float}; names are the same in every row of a run."""
         if self.board is None:
             return
-        row = {"step": step, **metrics}
+        row = {"step": step, **metrics, **self.sparse}
         if self.fields is None:
             self.fields = list(row)
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +52,19 @@ class MetricLogger:
             file.write(_line(self.fields, row))
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
+
+    def amend(self, step, metrics):
+        """Fills in sparse columns of the row of a step, which is there already: they are known later than the others."""
+        if self.board is None:
+            return
+        self._rewrite([{**row, **metrics} if row["step"] == step else row for row in read_metrics(self.path.parent)])
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self.board.add_scalar(f"validation/{name.removeprefix(SPARSE)}", value, step)
+
+    def _rewrite(self, rows):
+        self.fields = ["step", *(name for name in rows[0] if name not in ("step", *self.sparse)), *self.sparse]
+        write_text(self.path, _as_text(self.fields, rows))
 
     def close(self):
         if self.board is not None:

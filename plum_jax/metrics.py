@@ -34,6 +34,10 @@ class StepMetrics:
         if finished % self.log_every == 0:
             self._read(finished)
 
+    def skip(self, seconds):
+        """Time since the last row that was not spent on training: it does not slow images_per_second."""
+        self.read_at += seconds
+
     def flush(self, *, last=False):
         """Waits for every step, checks its loss, and writes the rows that are due; with `last` also an incomplete one."""
         while self.window:

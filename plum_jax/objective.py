@@ -72,18 +72,23 @@ def forward(model, batch, config, part_tokens, key):
 
     before = take_positions(hidden, jnp.maximum(position - 1, 0))  # the state that predicts each token
     loss_weight = batch.loss_weight.reshape(tokens.shape)
-    terms["language"] = losses.language_loss(model.logits(before), tokens, loss_weight, model.config.logits_dtype)
+    logits = model.logits(before)
+    terms["language"] = losses.language_loss(logits, tokens, loss_weight, model.config.logits_dtype)
 
-    valid = jnp.arange(hidden.shape[1]) < lengths[:, None]
-    tag_logits = model.tag_logits(hidden, valid, key=key_tagger)
-    terms["tag"], metrics["tag_accuracy"] = _tag_terms(model, tag_logits, bio, token_valid, position, loss_config)
+    if model.config.seg_token is None:
+        valid = jnp.arange(hidden.shape[1]) < lengths[:, None]
+        tag_logits = model.tag_logits(hidden, valid, key=key_tagger)
+        terms["tag"], metrics["tag_accuracy"] = _tag_terms(model, tag_logits, bio, token_valid, position, loss_config)
+    else:
+        metrics["seg_accuracy"] = _seg_accuracy(logits, tokens, token_valid, model.config.seg_token)
 
     slots = jax.vmap(lambda s: slots_of(s, batch.span_valid.shape[-1]))(batch.span_of_token.reshape(tokens.shape))
+    slots, words = model.prompt_slots(slots, tokens)
     text_hidden = take_positions(hidden, position)
     if loss_config.reference:
         base = jax.lax.stop_gradient(model.hidden(jax.lax.stop_gradient(embeds), lengths, adapter=False))
         per_row = batch.span_valid.reshape(tokens.shape[0], -1)
-        terms["reference"] = losses.reference_loss(text_hidden, take_positions(base, position), slots, per_row)
+        terms["reference"] = losses.reference_loss(text_hidden, take_positions(base, position), words, per_row)
     if loss_config.shape_weight or loss_config.bce:
         mask_terms, metrics["mask_iou"] = _mask_terms(model, batch, text_hidden, slots, config)
         terms.update(mask_terms)
@@ -105,6 +110,12 @@ def _tag_terms(model, tag_logits, bio, token_valid, position, loss_config):
     right = (tag_logits.argmax(-1) == bio) & in_span
     loss = losses.tag_loss(tag_logits, bio, weight, model.config.logits_dtype)
     return loss, (right.sum().astype(jnp.float32), in_span.sum().astype(jnp.float32))
+
+
+def _seg_accuracy(logits, tokens, token_valid, seg):
+    """-> (how many <seg> tokens are the most likely ones where they stand, how many there are)."""
+    there = (tokens == seg) & token_valid
+    return (there & (logits.argmax(-1) == seg)).sum().astype(jnp.float32), there.sum().astype(jnp.float32)
 
 
 def _mask_terms(model, batch, text_hidden, slots, config):

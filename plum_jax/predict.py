@@ -68,7 +68,7 @@ def load(args, overrides):
     check_prompt(args.prompt, "--prompt")
     enable_compilation_cache()
     console.header("predict", args.out)
-    loaded = load_model(args.checkpoint, base=args.base)
+    loaded = load_model(args.checkpoint, base=args.base, which=args.which)
     check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, None, overrides))
     model = Model(loaded)

@@ -3,6 +3,7 @@
 import math
 import re
 
+from data_pipelines.conversation import seg_id
 from data_pipelines.sources import entries, grounded_pair
 from plum_jax.errors import UserError
 from plum_jax.switches import check_switches
@@ -99,6 +100,12 @@ def check_split(config, mesh):
 
 def check_vocabulary(config, tokenizer):
     """UserError when the tokenizer has tokens that the model has no row for: their embeddings would be those of others."""
+    seg, last = seg_id(tokenizer), config.model.llama.vocab_size - 1
+    if config.model.get("grounding", "span") == "seg_token" and seg != last:
+        raise UserError(
+            f"config.model.llama.vocab_size: {last + 1} does not end with <seg>, which config.model.grounding adds as word "
+            f"{seg + 1} of config.tokenizer {config.tokenizer!r}; set it to {seg + 1}"
+        )
     if len(tokenizer) > config.model.llama.vocab_size:
         raise UserError(
             f"config.model.llama.vocab_size: {config.model.llama.vocab_size} is too small for the {len(tokenizer)} tokens of "

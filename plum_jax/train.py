@@ -3,7 +3,6 @@
 import argparse
 import functools
 import io
-import os
 import sys
 import time
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from plum_jax import cli, console
 from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.errors import UserError
+from plum_jax.processes import say, start_processes
 from plum_jax.run_record import RunRecord
 
 
@@ -44,30 +44,6 @@ def main(argv):
     return 0
 
 
-def say(message):
-    """Prints on the first process only."""
-    import jax
-
-    if jax.process_index() == 0:
-        print(message, flush=True)
-
-
-def start_processes():
-    """jax.distributed.initialize(), when the environment describes more than one process; before a device is touched.
-
-    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS by hand; SLURM, Open MPI and TPU pods are recognised by jax.
-    """
-    import jax
-
-    env = os.environ
-    if int(env.get("JAX_NUM_PROCESSES", "1")) > 1:
-        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"]))
-        return
-    ranks = max(int(env.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    if ranks > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
-
-
 def train(config, workdir):
     """Trains until `config.train.steps` updates are made, from the newest checkpoint of `workdir` if there is one.
 
@@ -86,9 +62,11 @@ def train(config, workdir):
     from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
+    from plum_jax.validation import check_validation, pending
 
     console.check_out(workdir)
     check_settings(config)
+    check_validation(config)
     config = config.copy_and_resolve_references()
     config.data.grounded = grounded_pair(config.data)  # what the run does, whatever becomes of the weights, is in config.json
     mesh = make_mesh(config.mesh)
@@ -110,7 +88,7 @@ def train(config, workdir):
                 checkpoint.write_config(workdir, config)
             if start:
                 say(f"Resumed step {start:,} (data position, random keys and optimizer restored)")
-            if start >= config.train.steps:
+            if start >= config.train.steps and not pending(config, workdir, start):
                 say(f"Nothing to do: step {start} of {config.train.steps} is saved; raise --config.train.steps to go on")
                 return TrainResult(start, 0.0, 0.0, {}, False)
             with RunRecord(workdir, "train", config, write=first) as record:
@@ -119,7 +97,12 @@ def train(config, workdir):
                     record.note(sources=source.describe())
                 elif first:
                     record.input("data", source.path)
-                run = _Run(config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record)
+                run = _Run.open(config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record, start=start)
+                run.validation.choose_best()
+                if pending(config, workdir, start):
+                    _validate(run, start, state)
+                if start >= config.train.steps:
+                    return TrainResult(start, 0.0, 0.0, {}, False)
                 return _loop(run, state, start, data if data.start == start else data.open(config, tokenizer, source, start))
 
 
@@ -226,13 +209,25 @@ class _Run(NamedTuple):
     frozen: dict
     checkpointer: object
     record: RunRecord
+    logger: object  # MetricLogger
+    validation: object  # Validation
+
+    @classmethod
+    def open(cls, *given, start):
+        import jax
+
+        from plum_jax.logger import MetricLogger
+        from plum_jax.validation import Validation, settings_of
+
+        config, workdir, mesh, tokenizer, _, _, frozen, *_ = given
+        logger = MetricLogger(workdir, start, sparse=settings_of(config).columns, write=jax.process_index() == 0)
+        return cls(*given, logger, Validation(config, workdir, tokenizer, mesh, frozen, logger))
 
 
 def _loop(run, state, start, data):
     """Makes the updates that are left. The host runs at most `metrics.AHEAD` steps ahead of the device."""
     import jax
 
-    from plum_jax.logger import MetricLogger
     from plum_jax.metrics import StepMetrics
     from plum_jax.preemption import Preemption
 
@@ -241,15 +236,14 @@ def _loop(run, state, start, data):
         _describe(run, data.first, steps - start)
     key, arrays = jax.random.key(config.seed), put(data.first, config, run.mesh)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
-    logger = MetricLogger(run.workdir, start, write=first)
 
     def write(step, means):
-        logger.write(step, {"lr": float(run.plan.rates[step - 1]), **means})
+        run.logger.write(step, {"lr": float(run.plan.rates[step - 1]), **means})
         bar.update(0, loss=means["loss"], **{"images/s": round(means["images_per_second"], 1)})
 
     meter = StepMetrics(write, log_every=config.train.log_every, images=config.data.global_batch)
     bar = console.Progress(total=steps, label="train", unit="step", start=start, stream=None if first else io.StringIO())
-    began, waited = time.monotonic(), 0.0
+    began, waited, paused = time.monotonic(), 0.0, 0.0
     with bar, Preemption() as preemption:
         for step in range(start + 1, steps + 1):
             if _shapes(arrays) not in programs:
@@ -258,27 +252,41 @@ def _loop(run, state, start, data):
             meter.add(step, sums, waited)
             bar.update(1)
             stop = preemption.requested(step)
-            if _save(run, step, state, meter, stop):
+            _save(run, step, state, meter, stop)
+            if run.validation.due(step) and not stop:
+                seconds = _validate(run, step, state)
+                meter.skip(seconds)
+                paused += seconds
+            if stop or step == steps:
                 break
             asked = time.monotonic()
             batch = next(data.rest)
             waited = time.monotonic() - asked
             arrays = put(batch, config, run.mesh)
     run.checkpointer.wait()
-    logger.close()
+    run.logger.close()
     _account(run, data.rest)
-    return _finish(run, TrainResult(step, time.monotonic() - began, 0.0, meter.latest, step < steps), start)
+    return _finish(run, TrainResult(step, time.monotonic() - began - paused, 0.0, meter.latest, step < steps), start)
 
 
 def _save(run, step, state, meter, stop):
-    """Saves where the config, the end or SIGTERM ask for it, never a state whose loss is not finite. True: leave the loop."""
+    """Saves where the config, a validation, the end or SIGTERM ask for it, never a state whose loss is not finite."""
     from plum_jax import checkpoint
 
-    last = step == run.config.train.steps
-    if stop or last or step % run.config.train.save_every == 0:
+    last, due = step == run.config.train.steps, run.validation.due(step)
+    if stop or last or due or step % run.config.train.save_every == 0:
         meter.flush(last=last)
-        checkpoint.save(run.checkpointer, step, state, run.config, force=stop or last)
-    return stop or last
+        checkpoint.save(run.checkpointer, step, state, run.config, force=stop or last or due)
+
+
+def _validate(run, step, state):
+    """Scores a saved step and prints the line that says how well it does -> seconds. It is saved before, so a kill costs
+    the validation alone: the next start makes up for it."""
+    run.checkpointer.wait()
+    with run.record.timing("validate"):
+        line, seconds = run.validation(step, state.params)
+    say(line)
+    return seconds
 
 
 def _finish(run, result, start):

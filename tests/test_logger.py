@@ -84,3 +84,21 @@ def test_a_loss_that_is_not_finite_stops_with_its_step():
     meter.add(3, sums(math.nan), 0.0)
     with pytest.raises(FloatingPointError, match="step 2"):
         meter.flush()
+
+
+def test_sparse_columns_are_empty_until_they_are_filled_in(tmp_path):
+    logger = MetricLogger(tmp_path, sparse=("val_iou",))
+    for step in (2, 4):
+        logger.write(step, {"loss": 1.0 * step})
+    logger.amend(2, {"val_iou": 0.5})
+    logger.close()
+    logger = MetricLogger(tmp_path, 4, sparse=("val_iou", "val_loss"))  # a column more than before
+    logger.write(6, {"loss": 6.0})
+    logger.amend(6, {"val_loss": 3.0})
+    logger.close()
+    columns = {name: [row[name] for row in read_metrics(tmp_path)] for name in ("loss", "val_iou", "val_loss")}
+    assert columns["loss"] == [2, 4, 6] and columns["val_iou"][0] == 0.5 and columns["val_loss"][2] == 3.0
+    assert all(math.isnan(columns[name][i]) for name, i in (("val_iou", 1), ("val_iou", 2), ("val_loss", 0), ("val_loss", 1)))
+    logger = MetricLogger(tmp_path, 6)  # and a run that does not validate any more
+    logger.write(8, {"loss": 8.0})
+    assert math.isnan(read_metrics(tmp_path)[-1]["val_iou"])

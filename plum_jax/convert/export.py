@@ -36,6 +36,8 @@ def export(path, to, out, *, form="safetensors"):
     opened = opened._replace(config=PlumConfig.from_dict(opened.config.model))
     if opened.config.llama.int8 and not opened.base:
         raise UserError(f"{path}: its language model is int8, which these formats do not have; export a run of float weights")
+    if opened.config.grounding != "span":
+        raise UserError(f"{path}: has a <seg> token and no span tagger, which these formats do not have; export a span model")
     if to == "plum" and opened.missing:
         parts = ", ".join(PARTS[part] for part in opened.missing)
         raise UserError(f"{path}: {parts} never trained; train first, or export with --to hf")

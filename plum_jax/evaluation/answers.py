@@ -5,23 +5,27 @@ import numpy as np
 from plum_jax.evaluation.occurrences import token_ranges
 from plum_jax.evaluation.outcome import Masks, Said
 from plum_jax.evaluation.spans import bio_counts, decode_spans, named_spans, span_counts, strip
+from plum_jax.greedy import Readout
 from plum_jax.inference import characters, pool, token_offsets
+from plum_jax.seg_token import as_spans
 
 
-def constructed(row, readout, shift, everywhere=False):
+def constructed(row, readout, shift, *, everywhere=False, seg=None):
     """The spans where the answer's renderer put the part names (published protocol).
 
     Args:
       row: rows.Row. readout: greedy.Readout of the row. shift: token t behind the image stands at t + shift of the readout.
       everywhere: instead, every place where a search finds a name, as the published evaluation does (D 4.1.5).
+      seg: id of <seg>, the last token of every span and its prompt, or None where the prompt is the mean over the span.
     """
     ranges, parts = row.targets, list(row.choice.parts)
-    if everywhere:
+    if everywhere and seg is None:  # a span that a search finds has no <seg> of its own
         found = token_ranges(row.encoded, parts)
         ranges, parts = [tokens for tokens, _ in found], [name for _, name in found]
+    prompts = ranges if seg is None else [(b - 1, b) for _, b in ranges]
     chars = [row.characters(*span) for span in ranges]
     return Said(
-        row.answer, row.choice.index, ranges, chars, parts, Masks(pool(readout.features[shift:], ranges)),
+        row.answer, row.choice.index, ranges, chars, parts, Masks(pool(readout.features[shift:], prompts)),
         [1.0] * len(ranges),
     )  # fmt: skip
 
@@ -52,14 +56,18 @@ def tagged(row, readout, shift, scope):
     )  # fmt: skip
 
 
-def generated(tokenizer, tokens, readout, before):
+def generated(tokenizer, tokens, readout, before, seg=None):
     """What the model said by itself.
 
     Args:
       tokens: int[n] generated ids with </s>. readout: of these tokens; or of the whole row, whose prompt and image fill the
         `before` first positions, and then spans may begin there.
+      seg: id of <seg>, which ends every span, or None where spans are tagged.
     """
     text, offsets = token_offsets(tokenizer, tokens)
+    if seg is not None:
+        rows = Readout(*(field[None] for field in readout))
+        readout = Readout(*(field[0] for field in as_spans(rows, (tokens == seg)[None], [(text, offsets)])))
     labels = readout.labels[: before + len(tokens)]
     places = decode_spans(labels) if before else named_spans(labels, offsets)
     chars = [strip(text, *characters(a - before, b - before, offsets)) for a, b in places]

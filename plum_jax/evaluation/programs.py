@@ -94,9 +94,10 @@ class Programs:
         run = self._run(generate.decode_masks, (SPLIT,) * 4, SPLIT, use_feedback=self.use_feedback)
         return run(image_embeddings, image, embeds, valid)
 
-    def answer(self, image_tokens, image, tokens, count, position, **options):
-        """As generate.generate, about images int32[R] of `image_tokens`."""
-        return self._run(_answer, (SPLIT,) * 5, SPLIT, **options)(image_tokens, image, tokens, count, position)
+    def answer(self, image_tokens, *rows, **options):
+        """As generate.generate, about images int32[R] of `image_tokens`: `rows` are image, tokens, count, position and, where
+        answers are given, these."""
+        return self._run(_answer, (SPLIT,) * (1 + len(rows)), SPLIT, **options)(image_tokens, *rows)
 
     def _run(self, program, inputs, outputs, **options):
         """The program as a function of its arrays; inputs, outputs: how they are split."""
@@ -114,5 +115,5 @@ def _split(program, graphdef, mesh, inputs, outputs, options):
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "end_token", "whole_rows"))
-def _answer(graphdef, params, image_tokens, image, tokens, count, position, **options):
-    return generate.generate(graphdef, params, image_tokens[image], tokens, count, position, **options)
+def _answer(graphdef, params, image_tokens, image, *rows, **options):
+    return generate.generate(graphdef, params, image_tokens[image], *rows, **options)

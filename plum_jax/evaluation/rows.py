@@ -36,8 +36,9 @@ class Row:
 
     @property
     def targets(self):
-        """Token ranges of the constructed spans of the answer, in text order."""
-        return decode_spans(self.encoded.bio)
+        """Token ranges of the constructed spans of the answer, in text order; not those of an earlier answer."""
+        t = np.arange(len(self.encoded.bio))
+        return decode_spans(self.encoded.bio, (t >= self.encoded.answer_range[0]) & (t < self.encoded.answer_range[1]))
 
     @property
     def constructed(self):
@@ -98,9 +99,8 @@ def _encode(index, choices, tokenizer, data, source):
     try:
         found = []
         for choice in choices():
-            spans = [span for span in choice.spans if span.turn == len(choice.turns) - 1]
             flavour = switch(data, "data.tokenizer_flavour")
-            found.append(Row(choice, encode(choice.turns, tokenizer, data.template, spans, flavour=flavour)))
+            found.append(Row(choice, encode(choice.turns, tokenizer, data.template, choice.spans, flavour=flavour)))
         return found
     except ValueError as error:
         raise UserError(f"{source}: entry {index}: {error}; write the part names at its end, joined as in D 3.1") from error

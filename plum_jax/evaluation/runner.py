@@ -23,6 +23,7 @@ from plum_jax.evaluation.outcome import Outcome, prediction_of
 from plum_jax.evaluation.prediction import GENERATED, GT_ANSWER, GT_SPANS, OWN, Prediction
 from plum_jax.evaluation.programs import Programs
 from plum_jax.evaluation.rows import SECOND, Buckets, make_groups, second_group
+from plum_jax.evaluation.spelling import own_spans
 from plum_jax.evaluation.text import choose
 from plum_jax.greedy import Readout
 from plum_jax.inference import PROMPT_BUCKET, pad_spans
@@ -65,6 +66,8 @@ class Runner:
         self.buckets = Buckets(list(self.groups.values()))
         asked = {q.question for q in self.questions.values()} if GENERATED in modes else ()
         self.prompts = {text: model.encode_prompt(text, "question") for text in asked}
+        rows = [row for kinds in self.groups.values() for group in kinds.values() for row in group.rows]
+        self.longest = max(len(row.encoded.tokens) for row in rows)
         self.by_image = {}
         for i, question in self.questions.items():
             self.by_image.setdefault(_picture(question), []).append(i)
@@ -144,8 +147,9 @@ class Runner:
             encoded = outcomes[0].groups["part"].rows[0].encoded
             start = encoded.image_position + 1
             prefix = self.programs.prefix(image_tokens, encoded.tokens[:start])
-            self._score(prefix, start, [(o, group) for o in outcomes for group in o.groups.values()])
-            self._score(prefix, start, self._second_questions(outcomes))
+            images = prefix, image_tokens
+            self._score(images, start, [(o, group) for o in outcomes for group in o.groups.values()])
+            self._score(images, start, self._second_questions(outcomes))
             for outcome in outcomes:
                 self._assemble(outcome)
         if GENERATED in self.modes:
@@ -170,20 +174,23 @@ class Runner:
             found.append((outcome, group))
         return found
 
-    def _score(self, prefix, start, items):
-        """Scores the choices of [(outcome, group)] and reads the rows that are wanted of them."""
+    def _score(self, images, start, items):
+        """Scores the choices of [(outcome, group)] and reads the rows that are wanted of them.
+
+        images: (generate.Prefix, image tokens) of the images that they are about.
+        """
         shapes = {}
         for item in items:
             shapes.setdefault(self.buckets(item[1]), []).append(item)
         for shape in sorted(shapes):
             for batch in self.programs.rounds(shapes[shape], lambda item: item[0].place, self.sizes.questions):
                 arrays = self._arrays(batch, shape, start)
-                scores = self.programs.score(prefix, arrays)
+                scores = self.programs.score(images[0], arrays)
                 values = jax.device_get({name: getattr(scores, name) for name in MEASURES})
                 for row, (outcome, group) in batch:
                     few = {name: values[name][row, : len(group.rows)] for name in MEASURES}
                     choose_answer(outcome, group, few, self.model.config.eval)
-                self._read(prefix, arrays, scores, batch, start)
+                self._read(images, arrays, scores, batch, start)
 
     def _arrays(self, batch, shape, start):
         """[(row, (outcome, group))] -> generate.Questions padded to the bucket `shape`; padding has length 1."""
@@ -205,9 +212,10 @@ class Runner:
                 q.choice_is_answer[i, c, : len(rest)] = np.arange(cut, cut + len(rest)) >= row.encoded.answer_range[0]
         return q
 
-    def _read(self, prefix, arrays, scores, batch, start):
+    def _read(self, images, arrays, scores, batch, start):
         """Tags and features of the chosen and the correct row of each part question -> answers with spans."""
         wanted = [(o, g, row, c) for row, (o, g) in batch if g.asks_for == "part" for c in self._wanted(o, g)]
+        (prefix, image_tokens), seg = images, self.model.seg
         shift = prefix.hidden.shape[1] - start
         share, most = self.programs.share(self.sizes.questions), self.sizes.questions
         for some in self.programs.rounds(wanted, lambda item: item[0].place, most):
@@ -215,8 +223,17 @@ class Runner:
             for at, (_, _, row, c) in some:
                 group[at], choice[at] = row % share, c
             readout = jax.device_get(self.programs.read(prefix, arrays, scores, group, choice))
+            spelled = {}
+            if seg is not None:
+                rows = [(at, outcome.place, g.rows[c]) for at, (outcome, g, _, c) in some]
+                spelled = own_spans(self.model, self.programs, image_tokens, rows, len(group), self.longest)
             for at, (outcome, g, _, c) in some:
-                self._say(outcome, g, c, Readout(*(field[at] for field in readout)), shift)
+                row = Readout(*(field[at] for field in readout))
+                own = spelled[at] if spelled else answers.tagged(g.rows[c], row, shift, self.scope)
+                given = None
+                if c == g.correct:
+                    given = answers.constructed(g.rows[c], row, shift, everywhere=self.everywhere, seg=seg)
+                self._say(outcome, g, c, own, given)
 
     def _wanted(self, outcome, group):
         """Choices of a group whose spans are wanted."""
@@ -224,12 +241,11 @@ class Runner:
         given = {group.correct} if group.kind == "part" and {GT_SPANS, GT_ANSWER} & set(self.modes) else set()
         return sorted(own | given)
 
-    def _say(self, outcome, group, choice, readout, shift):
-        row = group.rows[choice]
-        own = answers.tagged(row, readout, shift, self.scope)
+    def _say(self, outcome, group, choice, own, given):
+        """Notes an answer with the model's own spans, and, where it is the correct one, with those that are given."""
         if group.kind == "part" and choice == group.correct:
             if GT_SPANS in self.modes:
-                outcome.answers[GT_SPANS] = given = answers.constructed(row, readout, shift, self.everywhere)
+                outcome.answers[GT_SPANS] = given
                 own.masks = given.masks if own.ranges == given.ranges else own.masks
             if GT_ANSWER in self.modes:
                 outcome.answers[GT_ANSWER] = own
@@ -249,7 +265,7 @@ class Runner:
             asked.setdefault((outcome.place, outcome.question.question), []).append(outcome)
         total = self.programs.share(self.sizes.questions) * self.programs.count
         longest = max(len(prompt.tokens) for prompt in self.prompts.values())
-        whole = self.scope == "all"
+        whole = self.scope == "all" and self.model.seg is None
         for batch in self.programs.rounds(list(asked), lambda item: item[0], self.sizes.questions):
             first = self.prompts[batch[0][1][1]]  # padding asks this, of whatever image: it ends as an answer does
             tokens = np.zeros((total, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET), np.int32)
@@ -267,7 +283,7 @@ class Runner:
             for at, key in batch:
                 before = int(count[at]) + image_tokens.shape[1] - 1 if whole else 0
                 row = Readout(*(field[at] for field in readout))
-                answer = answers.generated(self.tokenizer, said[at, : said_count[at]], row, before)
+                answer = answers.generated(self.tokenizer, said[at, : said_count[at]], row, before, self.model.seg)
                 for outcome in asked[key]:
                     outcome.answers[GENERATED] = answer
 

@@ -7,9 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from data_pipelines.image_folders import Listing
 
-from data_pipelines.folders import check_regular, inside, read_json
+from data_pipelines.folders import Listing, check_regular, inside, read_json
 from data_pipelines.naming import is_reserved
 from plum_jax.errors import UserError
 from plum_jax.evaluation.asked import WORDS, Asked

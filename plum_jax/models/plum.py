@@ -23,6 +23,8 @@ class PlumConfig:
     projector: "linear" as in PLUM's base (M 1.1), or "mlp", the two layers of LLaVA-1.5 (arXiv 2310.03744).
     logits_dtype: of the head's product and of the per-token losses; "bfloat16" rounds both, as a bf16 run of the
       reference does (M D38).
+    grounding: "span" tags the words that have a mask (M 3). "seg_token" has no tagger: the answer holds a <seg> token, the
+      last of the vocabulary, behind each of them, whose state is the mask's prompt (`plum_jax.seg_token`).
     """
 
     llama: LlamaConfig
@@ -36,6 +38,12 @@ class PlumConfig:
     remat: str = "full"
     projector: str = "linear"
     logits_dtype: str = "float32"
+    grounding: str = "span"
+
+    @property
+    def seg_token(self):
+        """Id of <seg>; None where spans are tagged."""
+        return self.llama.vocab_size - 1 if self.grounding == "seg_token" else None
 
     @classmethod
     def from_dict(cls, config):
@@ -113,6 +121,7 @@ def _check_sizes(config):
         ("remat", config.remat, ("none", "full", "dots")),
         ("projector", config.projector, ("linear", "mlp")),
         ("logits_dtype", config.logits_dtype, DTYPES),
+        ("grounding", config.grounding, ("span", "seg_token")),
         ("decoder.pe_dtype", decoder.pe_dtype, DTYPES),
     ):
         if value not in known:
@@ -143,7 +152,7 @@ class Plum(nnx.Module):
         projector = MlpProjector if config.projector == "mlp" else functools.partial(Linear, bias=True)
         self.projector = projector(config.clip.width, width, rngs=rngs)
         self.llama = Llama(config.llama, rngs)
-        self.span_tagger = SpanTagger(width, config.tagger, rngs)
+        self.span_tagger = SpanTagger(width, config.tagger, rngs) if config.grounding == "span" else None
         self.span_projector = SpanProjector(width, config.decoder.width, rngs)
         self.sam_encoder = sam_encoder.SamEncoder(config.sam, rngs=rngs)
         self.prompt_encoder = sam_decoder.PromptEncoder(config.decoder, rngs=rngs)
@@ -210,6 +219,16 @@ class Plum(nnx.Module):
     def project(self, hidden):
         """[..., D] -> [..., W], to be averaged over the tokens of a span."""
         return self.span_projector(hidden)
+
+    def prompt_slots(self, slots, tokens):
+        """Span slots bool[R, N, T] of tokens int32[R, T] -> (the tokens whose features are a mask's prompt, the words).
+
+        Both are the whole span where spans are tagged; with <seg> tokens the one is <seg>, the other the words before it.
+        """
+        if self.config.seg_token is None:
+            return slots, slots
+        is_seg = (tokens == self.config.seg_token)[:, None]
+        return slots & is_seg, slots & ~is_seg
 
     def decode_masks(self, image_embeddings, span_embeds, span_valid, *, use_feedback=True):
         """[R, g, g, W], [R, N, W], bool[R, N] -> (low-resolution logits float32[R, N, 4g, 4g], predicted IoU [R, N]).

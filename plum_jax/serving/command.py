@@ -38,7 +38,11 @@ def main(argv=None):
     from plum_jax.quantize import quantize_model
 
     console.header("export", args.out)
-    loaded = load_model(args.checkpoint, base=args.base)
+    loaded = load_model(args.checkpoint, base=args.base, which=args.which)
+    if loaded.config.model.get("grounding", "span") != "span":
+        raise UserError(
+            f"{loaded.path}: has a <seg> token and no span tagger, which exports have no program for; export a span model"
+        )
     check_random(loaded, args.allow_random)
     curve = calibration.load(calibration.place_of(loaded.path), loaded.sha256)
     loaded = quantize_model(loaded) if args.int8 else loaded
