@@ -11,8 +11,8 @@ from plum_jax.errors import UserError
 
 # Keys that may change between two runs of one folder: they alter how the work is done, or how much of it, not what it is.
 RESUMABLE = (
-    "train.", "mesh.", "eval.", "vqa.", "checkpoint.", "data.workers", "data.cache", "data.folder", "data.root", "data.micro_batches",
-    "base",
+    "train.", "mesh.", "eval.", "vqa.", "checkpoint.", "data.workers", "data.cache", "data.folder", "data.root",
+    "data.micro_batches", "base",
 )  # fmt: skip
 ANY_LENGTH = {  # tuples whose length is a choice
     "model.sam.global_blocks": int, "data.sources": dict, "data.grounded": int, "eval.text_sources": dict,

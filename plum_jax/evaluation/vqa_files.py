@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 
-
 from data_pipelines.folders import Listing, check_regular, inside, read_json
 from data_pipelines.naming import is_reserved
 from plum_jax.errors import UserError
