@@ -49,6 +49,8 @@ class ReferSource(CocoSource):
       dataset: of `LAYOUTS`. split: of `SPLITS`; "test" is all test splits together.
       per_image: most phrases of one sample.
       split_by: whose division into splits, where it is not the usual one ("unc", for refCOCOg "umd").
+      every_sentence: for evaluation: every sentence of every expression, in the order of the file, also those that stand twice
+        or mean different things in one image.
 
     `listed` is the number of images that have phrases of the split; `skipped` and `faults` say what was left out, by reason.
     Raises UserError for missing or malformed files, a pickle that calls something, and a split without phrases.
@@ -56,7 +58,7 @@ class ReferSource(CocoSource):
 
     family, grounded = "refer", True
 
-    def __init__(self, root, *, dataset, split="train", per_image=3, split_by=None):
+    def __init__(self, root, *, dataset, split="train", per_image=3, split_by=None, every_sentence=False):
         if dataset not in LAYOUTS:
             raise UserError(f"data set {dataset!r} has no referring expressions that are known; use {', '.join(LAYOUTS)}")
         if split not in SPLITS:
@@ -76,7 +78,7 @@ class ReferSource(CocoSource):
         if not wanted:
             known = ", ".join(sorted({ref.split for ref in refs})) or "none at all"
             raise UserError(f"{folder / dataset}: has no expression of split {split!r}; it has {known}")
-        self.listed = len(wanted)
+        self.listed, self._every_sentence = len(wanted), every_sentence
         self._records = self._read(read_coco(self.path, advice), wanted, advice, left_out)
         if not self._records:
             what = f"has no image in {self._images} with a phrase of split {split!r} (left out: {left_out})"
@@ -128,7 +130,7 @@ class ReferSource(CocoSource):
 
     def _phrases(self, name, refs, targets, left_out):
         """Refs of one image -> [(phrase, segmentation numbers)] in order, each phrase once."""
-        meanings = {}
+        meanings, asked = {}, []
         for ref in refs:
             keys = [(ref.image_id, target) for target in ref.annotation_ids]
             if not all(key in targets for key in keys):
@@ -140,6 +142,9 @@ class ReferSource(CocoSource):
                     self._leave(left_out, f"{name}: {phrase[:100]!r}", "phrase that is empty or holds a reserved word")
                 else:
                     meanings.setdefault(phrase, set()).add(numbers)
+                    asked.append((phrase, numbers))
+        if self._every_sentence:
+            return asked
         for phrase, found in meanings.items():
             if len(found) > 1:
                 self._leave(left_out, f"{name}: {phrase[:100]!r}", "phrase with several meanings in one image")

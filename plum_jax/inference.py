@@ -13,7 +13,7 @@ from data_pipelines.images import clip_view, load_image, sam_view
 from plum_jax import coco, overlay
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration
-from plum_jax.evaluation.spans import decode_spans, named_spans
+from plum_jax.evaluation.spans import decode_spans, named_spans, strip
 from plum_jax.resize_numpy import original_logits
 from plum_jax.switches import check_switches, switch
 
@@ -117,6 +117,15 @@ class EncodedImages(NamedTuple):
     embeddings: jax.Array  # [B, g, g, W]
     resized_hw: np.ndarray  # int[B, 2]
     original_hw: np.ndarray  # int[B, 2]
+
+
+class View(NamedTuple):
+    """One image as the vision towers see it."""
+
+    clip: np.ndarray  # uint8[I, I, 3]
+    sam: np.ndarray  # uint8[S, S, 3]
+    resized_hw: tuple  # of the image within `sam`
+    original_hw: tuple
 
 
 class Model:
@@ -227,16 +236,31 @@ class Model:
 
     def encode_images(self, images, rows):
         """uint8[H, W, 3] arrays -> EncodedImages of `rows` images, padded with black ones."""
-        clip_size, sam_size = self.config.model.clip.image_size, self.config.model.sam.image_size
-        clip_pixels = np.zeros((rows, clip_size, clip_size, 3), np.uint8)
-        sam_pixels = np.zeros((rows, sam_size, sam_size, 3), np.uint8)
-        resized_hw, original_hw = np.ones((rows, 2), np.int32), np.ones((rows, 2), np.int32)
-        for i, image in enumerate(images):
-            clip_pixels[i] = clip_view(image, clip_size, self.config.data.clip_view)
-            sam_pixels[i], resized_hw[i] = sam_view(image, sam_size)
-            original_hw[i] = image.shape[:2]
+        clip_pixels, sam_pixels, resized_hw, original_hw = self.stack([self.view(image) for image in images], range(rows), rows)
         tokens, embeddings = self.programs.encode_images(clip_pixels, sam_pixels, resized_hw)
         return EncodedImages(tokens, embeddings, resized_hw, original_hw)
+
+    def view(self, image):
+        """uint8[H, W, 3] -> View: what the two vision towers see of it."""
+        clip = clip_view(image, self.config.model.clip.image_size, self.config.data.clip_view)
+        sam, resized_hw = sam_view(image, self.config.model.sam.image_size)
+        return View(clip, sam, resized_hw, image.shape[:2])
+
+    def stack(self, views, places, rows):
+        """Views at these places of a batch of `rows` images, black elsewhere.
+
+        Returns:
+          (uint8[rows, I, I, 3], uint8[rows, S, S, 3], resized int32[rows, 2], original int32[rows, 2]).
+        """
+        clip_size, sam_size = self.config.model.clip.image_size, self.config.model.sam.image_size
+        arrays = (
+            np.zeros((rows, clip_size, clip_size, 3), np.uint8), np.zeros((rows, sam_size, sam_size, 3), np.uint8),
+            np.ones((rows, 2), np.int32), np.ones((rows, 2), np.int32),
+        )  # fmt: skip
+        for view, place in zip(views, places, strict=False):
+            for array, field in zip(arrays, view, strict=True):
+                array[place] = field
+        return arrays
 
     def decode(self, images, index, embeds, rows):
         """Low-resolution mask logits of the spans of some answers.
@@ -252,13 +276,7 @@ class Model:
         most = max((len(e) for e in embeds), default=0)
         if not most:
             return [np.zeros((0, 1, 1), np.float32) for _ in embeds]
-        slots = MIN_SPAN_BUCKET
-        while slots < most:
-            slots *= 2
-        width = next(e.shape[-1] for e in embeds if len(e))
-        padded, valid = np.zeros((rows, slots, width), np.float32), np.zeros((rows, slots), bool)
-        for row, e in enumerate(embeds):
-            padded[row, : len(e)], valid[row, : len(e)] = e.reshape(len(e), width), True
+        padded, valid = pad_spans(embeds, range(rows), rows)
         image = np.array(index + [0] * (rows - len(index)), np.int32)
         low_res = jax.device_get(self.programs.decode_masks(images.embeddings, image, padded, valid))
         return [low_res[row, : len(e)] for row, e in enumerate(embeds)]
@@ -334,6 +352,18 @@ def pad_rows(rows, count, bucket):
     return padded, np.array([len(row) for row in rows], np.int32)
 
 
+def pad_spans(embeds, places, rows):
+    """Per answer float32[n, W] -> (float32[rows, N, W] with these at their places, bool[rows, N] which of it are spans)."""
+    slots = MIN_SPAN_BUCKET
+    while slots < max(map(len, embeds)):
+        slots *= 2
+    width = next(e.shape[-1] for e in embeds if len(e))
+    padded, valid = np.zeros((rows, slots, width), np.float32), np.zeros((rows, slots), bool)
+    for place, e in zip(places, embeds, strict=False):
+        padded[place, : len(e)], valid[place, : len(e)] = e.reshape(len(e), width), True
+    return padded, valid
+
+
 def characters(start, end, offsets):
     """Range of generated tokens -> characters of the answer; none, (0, 0), where it starts before the answer."""
     return (offsets[start][0], offsets[end - 1][1]) if start >= 0 else (0, 0)
@@ -342,12 +372,6 @@ def characters(start, end, offsets):
 def pool(features, ranges):
     """features [T, W], token ranges -> float32[n, W]: the mean over each range, a span's prompt (M 3.3)."""
     return np.stack([features[a:b].mean(0) for a, b in ranges]) if ranges else np.zeros((0, features.shape[-1]), np.float32)
-
-
-def strip(text, start, end):
-    """The range without white space at either end; a token's ▁ brings the space before it along."""
-    start += len(text[start:end]) - len(text[start:end].lstrip())
-    return start, start + len(text[start:end].rstrip())
 
 
 def token_offsets(tokenizer, tokens):

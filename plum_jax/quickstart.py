@@ -138,7 +138,7 @@ def evaluate(loaded, config, run, split, *, calibrate=False):
     if found == wanted and (out / "instances.jsonl").is_file():
         print(f"{out} is complete already")
     else:
-        results = evaluate_folder(loaded, config.data.folder, split, out, calibrate=calibrate)
+        results = evaluate_folder(loaded, config.data.folder, split, out, calibrate=calibrate, changed="restart")
     return results["summary"]
 
 

@@ -1,14 +1,24 @@
 """Evaluation of a folder: structure of what is written, independence of batching, scoring of known masks, errors."""
 
+import concurrent.futures
+import dataclasses
+import itertools
 import json
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from plum_jax import cli, coco, evaluate
+from plum_jax import cli, coco, evaluate, score
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
+from plum_jax.evaluation.choosing import PUBLISHED, choices_of
+from plum_jax.evaluation.outcome import Masks, Outcome, prediction_of
+from plum_jax.evaluation.prediction import GT_SPANS, OWN, Prediction
+from plum_jax.evaluation.question_set import select
+from plum_jax.evaluation.rows import Group
+from plum_jax.evaluation.targets import targets_of
 from plum_jax.inference import Model
 from plum_jax.loading import LoadedModel
 from tests import eval_fixtures
@@ -35,11 +45,16 @@ def read(out):
     return [json.loads(line) for line in (out / "instances.jsonl").read_text().splitlines()]
 
 
+def end_to_end_scores(record):
+    """Scores of the part answers: after the predicted object, where that was asked for first."""
+    return record["second_scores"] if record["question_type"] == "whole_to_part" else record["scores"]
+
+
 def test_results_have_the_agreed_structure(run):
     _, out, entries, results, records = run
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["data"]["n_instances"] == results["counts"]["scored"] == len(records) == len(entries)
-    assert set(results["protocols"]) == {"published", "end_to_end"}
+    assert set(results["protocols"]) == {"published", "middle", "end_to_end", "generation"}
     for kind in ("identification_with_label", "part_to_whole", "whole_to_part"):
         for protocol in ("published", "end_to_end"):
             assert set(GROUPS) <= set(results["protocols"][protocol][kind])
@@ -61,7 +76,7 @@ def test_records_agree_with_the_questions(run):
         )
         assert len(record["questions"]) == (2 if entry["object_question"] else 1)
         assert record["correct"] == entry["answer_types"].index("correct")
-        assert record["predicted"] == int(np.argmin(record["scores"]["answer_mean"]))
+        assert record["predicted"] == int(np.argmin(end_to_end_scores(record)["answer_mean"]))
         assert record["predicted_published"] == int(np.argmin(record["scores"]["full_mean"]))
         assert [s["phrase"] for s in record["published"]["spans"]] == record["gt_parts"]
         for span, truth in zip(record["published"]["spans"], record["gt_masks"], strict=True):
@@ -99,20 +114,23 @@ def test_the_order_of_the_choices_does_not_matter(run, model, tmp_path):
         assert again["summary"][key] == pytest.approx(results["summary"][key], abs=0.02)
 
 
-def oracle(model, folder, source, *, keep, extra=False):
+def oracle(model, folder, source, *, keep):
     """Outcomes whose own spans are the constructed ones with the target masks; only the first `keep` of each are tagged."""
     from data_pipelines.partonomy.records import read_questions
 
     questions = read_questions(source)[::3]  # the identification questions
-    for outcome in runner.run(model, folder, questions, source):
-        row = outcome.part.rows[outcome.part.correct]
-        hw = outcome.images.original_hw[outcome.image]
-        targets = runner.target_masks(outcome.question, hw, source, outcome.index)
-        outcome.predicted["part"] = outcome.part.correct
-        outcome.truth.low_res = [targets[part] for part in row.choice.parts]
-        outcome.own = runner.SpanSet(row.targets[:keep], None, [1.0] * keep, outcome.truth.low_res[:keep])
-        outcome.counts = {"matched": keep, "predicted": keep, "target": len(row.targets)}
-        yield outcome
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        for outcome in itertools.chain(*runner.Runner(model, questions, source).chunks(folder, threads)):
+            group, given = outcome.groups["part"], outcome.answers[GT_SPANS]
+            hw = outcome.images.original_hw[outcome.image]
+            targets = targets_of(outcome.question, hw, source, outcome.index).masks
+            outcome.scores["part"] = {name: [float(not r.choice.correct) for r in group.rows] for name in runner.MEASURES}
+            given.masks.low_res = [coco.decode(targets[part]) for part in given.parts]
+            few = {name: getattr(given, name)[:keep] for name in ("ranges", "chars", "parts", "confidence")}
+            counts = {"matched": keep, "predicted": keep, "target": len(given.parts)}
+            masks = Masks(given.masks.embeds[:keep], given.masks.low_res[:keep])
+            outcome.answers[OWN] = dataclasses.replace(given, **few, masks=masks, counts=counts, bio=np.zeros((3, 2), int))
+            yield outcome
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -120,8 +138,11 @@ def test_known_masks_score_what_they_should(run, model, monkeypatch, keep):
     """Perfect masks for the first `keep` parts: published 1, strict keep / n, no false mask."""
     folder, source = run[0], run[0] / "partonomy_qa_pairs_test.json"
     monkeypatch.setattr(model, "mask", lambda mask, sure, images, index: (mask, float(mask.any())))
-    scorer = partonomy.Scorer(model, "test", source)
-    records = [scorer.score(outcome) for outcome in oracle(model, folder, source, keep=keep)]
+    scorer = partonomy.Scorer("test", source, {"mc_score": "answer_mean", "tie": "wrong", "empty_union": "one"})
+    records = [
+        scorer.score(o.question, prediction_of(model, o), o.images.original_hw[o.image])
+        for o in oracle(model, folder, source, keep=keep)
+    ]
     sizes = [len(r["gt_parts"]) for r in records]
     m = partonomy.summary(records)
     assert sizes == [2, 3, 4]
@@ -148,11 +169,16 @@ def test_false_masks_and_refused_masks(run):
 
 
 def test_ties_are_wrong_end_to_end_and_first_when_published():
-    outcome = runner.Outcome(0, None, 0, None, None, None)
+    outcome = Outcome(0, None, {}, None, None, 0)
     rows = [type("Row", (), {"choice": type("C", (), {"correct": c})})() for c in (True, False, False)]
-    group = runner.Group(0, "part", rows, 3)
-    runner._choose(outcome, group, {name: np.array([1.0, 1.0, 2.0]) for name in runner.MEASURES}, eval_fixtures.config().eval)
-    assert outcome.predicted["part"] == 1 and outcome.predicted_published["part"] == 0
+    group = Group(0, "part", rows, 3)
+    tied = {name: np.array([1.0, 1.0, 2.0]) for name in runner.MEASURES}
+    runner.choose_answer(outcome, group, tied, eval_fixtures.config().eval)
+    assert outcome.predicted["part"] == 1
+    question = SimpleNamespace(question_type="identification", correct=0, object_correct=None)
+    prediction = Prediction(0, "", "identification", outcome.scores, {})
+    assert choices_of(question, prediction, "answer_mean", "wrong")["part"] == 1
+    assert choices_of(question, prediction, *PUBLISHED)["part"] == 0
 
 
 def test_calibration_is_written_beside_the_run(run, tmp_path, monkeypatch):
@@ -171,11 +197,11 @@ def test_select_types_and_images(run):
     from data_pipelines.partonomy.records import read_questions
 
     source = run[0] / "partonomy_qa_pairs_test.json"
-    questions = read_questions(source)
-    chosen = evaluate.select(questions, ["part_to_whole"], 2, source)
-    assert [q.question_type for q in chosen] == ["part_to_whole"] * 2
+    questions = dict(enumerate(read_questions(source)))
+    chosen = select(questions, ["part_to_whole"], 2, source)
+    assert [q.question_type for q in chosen.values()] == ["part_to_whole"] * 2 and list(chosen) == [1, 4]
     with pytest.raises(UserError, match="'difference'.*it has identification_with_label"):
-        evaluate.select(questions, ["difference"], None, source)
+        select(questions, ["difference"], None, source)
 
 
 def test_bad_input_is_one_sentence_and_status_2(run, model, tmp_path, capsys):
@@ -251,7 +277,8 @@ def test_faithful_scores_are_those_of_a_bf16_run(run, faithful_run):
         scores = np.array(record["scores"]["full_mean"], np.float32)
         np.testing.assert_array_equal(scores, scores.astype(ml_dtypes.bfloat16).astype(np.float32))
         np.testing.assert_allclose(scores, before["scores"]["full_mean"], rtol=2**-7)
-        assert record["predicted"] == record["predicted_published"] == int(np.argmin(scores))
+        own = np.array(end_to_end_scores(record)["full_mean"], np.float32)
+        assert record["predicted_published"] == int(np.argmin(scores)) and record["predicted"] == int(np.argmin(own))
 
 
 def test_faithful_spans_cover_the_whole_row(run, faithful_run):
@@ -278,3 +305,13 @@ def test_faithful_masks_see_no_other_mask(run, faithful_run):
         assert same[0]
         later += same[1:]
     assert not all(later)
+
+
+def test_plum_score_gives_the_same_numbers_from_the_predictions_alone(run):
+    """The file that `plum evaluate` wrote, read as that of any other model."""
+    folder, out, _, results, records = run
+    again, lines = score.score_files([out / "predictions.jsonl"], folder / "partonomy_qa_pairs_test.json")
+    assert json.loads(json.dumps(lines)) == records
+    assert json.loads(json.dumps(again["protocols"])) == json.loads(json.dumps(results["protocols"]))
+    assert again["summary"] == results["summary"] and again["counts"]["scored"] == results["counts"]["scored"]
+    assert {again["settings"][name] == results["settings"][name] for name in again["settings"]} == {True}

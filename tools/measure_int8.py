@@ -119,7 +119,7 @@ def measure(loaded, folder, split, max_images, accuracy):
     """-> {"bytes", "logits", "answers", and with `accuracy` "accuracy"} of a LoadedModel on a PARTONOMY folder."""
     both = loaded, quantize_model(loaded)
     models = [Model(one) for one in both]
-    _, questions = questions_of(folder, split, None, max_images)
+    questions = list(questions_of(folder, split, None, max_images)[1].values())
     correct = [next(c for c in conversations(q) if c.correct) for q in questions]
     first = {q.image_path: c for q, c in reversed(list(zip(questions, correct, strict=True)))}  # one question per image
     pixels = {path: load_image(Path(folder) / path) for path in first}

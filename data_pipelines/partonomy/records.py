@@ -189,6 +189,13 @@ def conversations(question):
     return [_choice(question, kind, index) for kind in _order(question) for index in range(counts[kind])]
 
 
+def second_conversations(question, first):
+    """[Choice] of the second of two questions after any answer to the first: `first` is its index. Errors as above."""
+    kind = _order(question)[1]
+    choices = question.answer_choices if kind == "part" else question.object_answer_choices
+    return [_choice(question, kind, index, first) for index in range(len(choices))]
+
+
 def training_conversation(question):
     """The row to train on: the correct choice, for the two-turn types after the correct first answer."""
     kind = _order(question)[-1]
@@ -200,16 +207,17 @@ def _order(question):
     return {"whole_to_part": ("object", "part"), "part_to_whole": ("part", "object")}.get(question.question_type, ("part",))
 
 
-def _choice(question, kind, index):
-    """The row that ends in choice `index` of this kind; turns before it have their correct answers."""
+def _choice(question, kind, index, first=None):
+    """The row that ends in choice `index` of this kind; a turn before it has the answer `first`, None for the correct one."""
     order = _order(question)
+    given = {"part": question.correct, "object": question.object_correct} if first is None else dict.fromkeys(order, first)
     turns, parts, spans = [], (), ()
     for turn, asked in enumerate(order[: order.index(kind) + 1]):
         if asked == "object":
-            answer = index if asked == kind else question.object_correct
+            answer = index if asked == kind else given[asked]
             turns.append((question.object_question, question.object_answer_choices[answer]))
         else:
-            answer = index if asked == kind else question.correct
+            answer = index if asked == kind else given[asked]
             turns.append((question.question, question.answer_choices[answer]))
             parts = question.answer_parts[answer]
             spans = tuple(Span(turn, *characters) for characters in answer_spans(turns[-1][1], parts))

@@ -73,6 +73,35 @@ def expected_error(calibration, raw, iou, bins=10):
     return float(np.mean([abs(score[part].mean() - iou[part].mean()) for part in parts])) if parts else None
 
 
+def reliability(score, iou, bins=10):
+    """What a reliability plot shows: in bins of equal width over [0, 1], the mean score against the mean IoU.
+
+    Args:
+      score: float[n] in [0, 1], what the masks claim. iou: float[n], what they reach; 0 for a mask of nothing visible.
+
+    Returns:
+      {"bins": [{"low", "high", "n_masks", "score", "iou"}] (means None in an empty bin), "n_masks",
+      "expected_calibration_error": mean of |score - iou| over the bins, weighted by their masks, None without masks}.
+    """
+    score, iou = np.asarray(score, np.float64), np.asarray(iou, np.float64)
+    place = np.clip((score * bins).astype(int), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    total = [np.bincount(place, weights=values, minlength=bins) for values in (score, iou)]
+    mean = [np.divide(t, count, out=np.zeros(bins), where=count > 0) for t in total]
+    rows = [
+        {
+            "low": k / bins,
+            "high": (k + 1) / bins,
+            "n_masks": int(n),
+            "score": float(s) if n else None,
+            "iou": float(i) if n else None,
+        }
+        for k, (n, s, i) in enumerate(zip(count, *mean, strict=True))
+    ]
+    error = float((count * np.abs(mean[0] - mean[1])).sum() / len(score)) if len(score) else None
+    return {"bins": rows, "n_masks": len(score), "expected_calibration_error": error}
+
+
 def place_of(checkpoint):
     """Where the curve of a checkpoint lies: beside checkpoints/<step> of a run, or in the folder of base weights itself."""
     path = Path(checkpoint)

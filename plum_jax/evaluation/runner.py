@@ -1,295 +1,308 @@
-"""Runs a model over multiple-choice questions, image by image, and yields what the scorers need (D 5.1, design 4).
+"""Runs a model over multiple-choice questions, image by image: questions -> a `Prediction` each (D 5.1, design 4).
 
 Per image: both vision towers once and the shared start of all rows once. Per question: its own text once. Per choice: the
-rest. Masks are decoded for two answers only, the correct one with its constructed spans (published protocol) and the
-chosen one with the model's own spans (end to end); where these coincide, once.
+rest. Masks are decoded only for the answers that a protocol scores: the correct one with its constructed spans (published),
+the correct one with the model's own spans (middle), the chosen one with the model's own spans (end to end), and what the model
+says when it is only asked (generation). Where answer and spans coincide, they are decoded once.
 """
 
 import concurrent.futures
-import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from data_pipelines.conversation import END, Encoded, encode
 from data_pipelines.images import boxed, load_image
-from data_pipelines.masks import part_masks
-from data_pipelines.partonomy.records import Choice, Question, conversations
+from data_pipelines.partonomy.records import TWO_TURN
 from plum_jax import generate
 from plum_jax.errors import UserError
-from plum_jax.evaluation.spans import bio_counts, decode_spans, span_counts
+from plum_jax.evaluation import answers
+from plum_jax.evaluation.outcome import Outcome, prediction_of
+from plum_jax.evaluation.prediction import GENERATED, GT_ANSWER, GT_SPANS, OWN, Prediction
+from plum_jax.evaluation.programs import Programs
+from plum_jax.evaluation.rows import SECOND, Buckets, make_groups, second_group
 from plum_jax.evaluation.text import choose
-from plum_jax.inference import pool, strip
+from plum_jax.greedy import Readout
+from plum_jax.inference import PROMPT_BUCKET, pad_spans
 from plum_jax.switches import switch
 
 MEASURES = ("answer_mean", "answer_sum", "full_mean")
-PUBLISHED = "full_mean"
-TOKEN_BUCKET = 16
-BUCKET_SHARE = 0.8  # the smaller of two padded lengths holds this share of the questions
+UNREADABLE = "image_unreadable"  # Prediction.skipped
+WORKERS = 8  # threads at most that read images and write run lengths
 
 
 class Sizes(NamedTuple):
-    """How much runs at once; every batch is padded to these, so that few programs are compiled."""
+    """How much runs at once, on all devices together; every batch is padded to these, so that few programs are compiled."""
 
     images: int = 16
     questions: int = 32
     masks: int = 32  # answers whose masks are decoded together
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A choice and its tokens."""
-
-    choice: Choice
-    encoded: Encoded
-
-    @property
-    def answer(self):
-        return self.choice.turns[-1][1]
-
-    def characters(self, start, end):
-        """Token range -> character range in the answer, without white space and </s>; an empty range -> (0, 0)."""
-        if start == end:
-            return 0, 0
-        base = len(self.encoded.text) - len(END) - len(self.answer)
-        a, b = int(self.encoded.offsets[start, 0]) - base, int(self.encoded.offsets[end - 1, 1]) - base
-        return strip(self.answer, max(a, 0), min(b, len(self.answer)))
-
-    @property
-    def targets(self):
-        """Token ranges of the constructed spans of the answer, in text order."""
-        return decode_spans(self.encoded.bio)
+def _picture(question):
+    """What is encoded once: an image with the box that is drawn into it."""
+    return question.image_path, question.highlight_box
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The rows of one question of one kind, which differ only in their last answer."""
-
-    index: int  # of the question in the file
-    kind: str  # "part" or "object"
-    rows: list
-    shared: int  # leading tokens that all rows share; at least one token of each row is left
-
-    @property
-    def correct(self):
-        return next(i for i, row in enumerate(self.rows) if row.choice.correct)
-
-    @property
-    def lengths(self):
-        """Tokens of the question part and of the longest choice part, as `generate.Questions` holds them."""
-        start = self.rows[0].encoded.image_position + 1
-        return self.shared - start, max(len(row.encoded.tokens) for row in self.rows) - self.shared
-
-
-@dataclasses.dataclass
-class SpanSet:
-    """Spans of one answer with the masks that the model gives them."""
-
-    ranges: list  # token ranges in the row
-    embeds: np.ndarray  # float32[n, W]
-    confidence: list  # of the tags, 1 for constructed spans
-    low_res: np.ndarray | None = None  # float32[n, 4g, 4g]
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What the model did with one question."""
-
-    index: int
-    question: Question
-    image: int  # index into `images`
-    images: object  # EncodedImages of the chunk
-    part: Group
-    object: Group | None
-    scores: dict = dataclasses.field(default_factory=dict)  # kind -> {measure: [NLL per choice]}
-    predicted: dict = dataclasses.field(default_factory=dict)  # kind -> choice
-    predicted_published: dict = dataclasses.field(default_factory=dict)
-    truth: SpanSet | None = None  # constructed spans of the correct answer
-    own: SpanSet | None = None  # the model's spans of the chosen answer
-    counts: dict | None = None  # of own spans against the constructed ones of the chosen answer
-    bio: np.ndarray | None = None
-
-
-def make_groups(index, question, tokenizer, data, source):
-    """Question -> its Groups, {"part": ..., "object": ... where asked}. UserError when an answer does not list its parts."""
-    rows = {}
-    try:
-        for choice in conversations(question):
-            spans = [span for span in choice.spans if span.turn == len(choice.turns) - 1]
-            encoded = encode(choice.turns, tokenizer, data.template, spans, flavour=switch(data, "data.tokenizer_flavour"))
-            rows.setdefault(choice.kind, []).append(Row(choice, encoded))
-    except ValueError as error:
-        raise UserError(f"{source}: entry {index}: {error}; write the part names at its end, joined as in D 3.1") from error
-    return {kind: Group(index, kind, members, _shared(members)) for kind, members in rows.items()}
-
-
-def _shared(rows):
-    """Length of the common prefix of the rows, cut so that every row keeps a token of its own."""
-    shortest = min(len(row.encoded.tokens) for row in rows) - 1
-    stacked = np.stack([row.encoded.tokens[:shortest] for row in rows])
-    differs = (stacked != stacked[0]).any(0)
-    return int(differs.argmax()) if differs.any() else shortest
-
-
-def buckets(lengths):
-    """Padded sizes for these lengths, at most two: one for most of them, one for the longest."""
-    up = [int(-(-x // TOKEN_BUCKET) * TOKEN_BUCKET) for x in (np.quantile(lengths, BUCKET_SHARE), max(lengths))]
-    return sorted(set(up))
-
-
-def run(model, folder, questions, source, sizes=None, progress=None):
-    """Yields an Outcome per question, with all questions of an image together, in file order of their images.
+class Runner:
+    """A model and the questions to run it over.
 
     Args:
-      model: inference.Model. folder: that image paths are relative to. questions: [Question]. source: file, for messages.
-      progress: called with the number of questions done.
+      model: inference.Model. questions: {index in the file: records.Question}, or a list of all of them.
+      source: their file, for messages. modes: of prediction.MODES, what is wanted of each question.
+      sizes: Sizes. devices: jax devices that share the images; None for the first one.
 
     Raises:
-      UserError: an image cannot be read, an answer does not list its parts.
+      UserError: an answer does not list its parts.
     """
-    sizes = sizes or Sizes()
-    groups = [make_groups(i, q, model.tokenizer, model.config.data, source) for i, q in enumerate(questions)]
-    every = [group for kinds in groups for group in kinds.values()]
-    edges = [buckets([group.lengths[axis] for group in every]) for axis in (0, 1)]
-    by_image = {}
-    for i, question in enumerate(questions):
-        by_image.setdefault((question.image_path, question.highlight_box), []).append(i)
-    paths = list(by_image)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool_:
-        load = lambda chunk: [pool_.submit(load_image, boxed(Path(folder) / path, box)) for path, box in chunk]  # noqa: E731
-        chunks = [paths[i : i + sizes.images] for i in range(0, len(paths), sizes.images)]
-        ahead = load(chunks[0]) if chunks else []
-        for number, chunk in enumerate(chunks):
-            pixels = [future.result() for future in ahead]
-            ahead = load(chunks[number + 1]) if number + 1 < len(chunks) else []
-            images = model.encode_images(pixels, sizes.images)
-            outcomes = [
-                Outcome(i, questions[i], at, images, groups[i]["part"], groups[i].get("object"))
-                for at, path in enumerate(chunk)
-                for i in by_image[path]
-            ]
-            _score(model, images, outcomes, edges, sizes)
-            _decode(model, images, outcomes, sizes)
-            yield from outcomes
-            if progress:
-                progress(len(outcomes))
+
+    def __init__(self, model, questions, source, *, modes=(GT_SPANS, OWN), sizes=None, devices=None):
+        self.model, self.source, self.modes = model, source, modes
+        self.questions = questions if isinstance(questions, dict) else dict(enumerate(questions))
+        self.sizes, self.programs = sizes or Sizes(), Programs(model, devices)
+        self.tokenizer, self.data = model.tokenizer, model.config.data
+        self.scope = switch(model.config.eval, "eval.span_scope")
+        self.everywhere = switch(model.config.eval, "eval.all_span_occurrences")
+        # All questions, also when only some are left to do: padded sizes must not depend on where a run was stopped.
+        self.groups = {i: make_groups(i, q, self.tokenizer, self.data, source) for i, q in self.questions.items()}
+        self.buckets = Buckets(list(self.groups.values()))
+        asked = {q.question for q in self.questions.values()} if GENERATED in modes else ()
+        self.prompts = {text: model.encode_prompt(text, "question") for text in asked}
+        self.by_image = {}
+        for i, question in self.questions.items():
+            self.by_image.setdefault(_picture(question), []).append(i)
+
+    @property
+    def order(self):
+        """Indices of the questions in the order in which they are run: all of an image together."""
+        return [i for members in self.by_image.values() for i in members]
+
+    def run(self, folder, done=0):
+        """Yields the Predictions of one image after the other, in order; a list each.
+
+        Args:
+          folder: that image paths are relative to. done: how many of the questions, in order, need not be run again.
+        """
+        with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as threads:
+            waiting = []
+            for outcomes in self.chunks(folder, threads, done):
+                started = [o if isinstance(o, Prediction) else threads.submit(prediction_of, self.model, o) for o in outcomes]
+                yield from self._finished(waiting, done)  # while the devices are at the next chunk
+                waiting = started
+            yield from self._finished(waiting, done)
+
+    def _finished(self, waiting, done):
+        found = [p if isinstance(p, Prediction) else p.result() for p in waiting]
+        position = {i: n for n, i in enumerate(self.order)} if found else {}
+        by_image = {}
+        for prediction in found:
+            if position[prediction.index] >= done:
+                by_image.setdefault(_picture(self.questions[prediction.index]), []).append(prediction)
+        return list(by_image.values())
+
+    def chunks(self, folder, threads, done=0):
+        """Yields, for some images at a time, an Outcome per question, or a Prediction where the image cannot be read."""
+        paths, first, size = list(self.by_image), 0, self.programs.share(self.sizes.images) * self.programs.count
+        while first < len(paths) and sum(len(self.by_image[path]) for path in paths[: first + size]) <= done:
+            first += size
+        load = lambda chunk: [threads.submit(self._load, boxed(Path(folder) / path, box)) for path, box in chunk]  # noqa: E731
+        ahead = load(paths[first : first + size])
+        for at in range(first, len(paths), size):
+            views = [future.result() for future in ahead]
+            ahead = load(paths[at + size : at + 2 * size])
+            yield self._chunk(paths[at : at + size], views, size)
+
+    def _load(self, path):
+        """-> inference.View, or the UserError that says why there is none."""
+        try:
+            return self.model.view(load_image(path))
+        except UserError as error:
+            return error
+
+    def _chunk(self, paths, views, size):
+        """Paths and what `_load` gave -> what `chunks` yields."""
+        share, places = self.programs.share(self.sizes.images), self.programs.places(len(paths))
+        slots = [place.device * share + place.index for place in places]
+        good = [n for n, view in enumerate(views) if not isinstance(view, UserError)]
+        arrays = self.model.stack([views[n] for n in good], [slots[n] for n in good], size)
+        sizes = Images(*arrays[2:])
+        found = []
+        for n, path in enumerate(paths):
+            for i in self.by_image[path]:
+                question = self.questions[i]
+                if n in good:
+                    found.append(Outcome(i, question, dict(self.groups[i]), places[n], sizes, slots[n]))
+                else:
+                    found.append(Prediction(i, question.image_path, question.question_type, {}, {}, skipped=UNREADABLE))
+        outcomes = [outcome for outcome in found if isinstance(outcome, Outcome)]
+        if outcomes:
+            tokens, embeddings = self.programs.encode_images(*arrays[:3])
+            self._ask(tokens, outcomes)
+            self._decode(embeddings, outcomes)
+        return found
+
+    def _ask(self, image_tokens, outcomes):
+        """Fills in scores, choices and answers (still without masks) of the questions about some images."""
+        if {GT_SPANS, GT_ANSWER, OWN} & set(self.modes):
+            encoded = outcomes[0].groups["part"].rows[0].encoded
+            start = encoded.image_position + 1
+            prefix = self.programs.prefix(image_tokens, encoded.tokens[:start])
+            self._score(prefix, start, [(o, group) for o in outcomes for group in o.groups.values()])
+            self._score(prefix, start, self._second_questions(outcomes))
+            for outcome in outcomes:
+                self._assemble(outcome)
+        if GENERATED in self.modes:
+            self._generate(image_tokens, outcomes)
+
+    def _second_questions(self, outcomes):
+        """Adds, where the first of two answers was chosen wrongly, the second question after that answer -> [(outcome, group)].
+
+        Where it was chosen correctly, the scores are those after the correct answer.
+        """
+        found = []
+        for outcome in outcomes:
+            if outcome.question.question_type not in TWO_TURN:
+                continue
+            first, second = outcome.groups  # in the order in which they are asked
+            if outcome.predicted[first] == outcome.groups[first].correct:
+                outcome.scores[SECOND], outcome.predicted[SECOND] = outcome.scores[second], outcome.predicted[second]
+                continue
+            chosen = outcome.predicted[first]
+            group = second_group(outcome.index, outcome.question, chosen, self.tokenizer, self.data, self.source)
+            outcome.groups[SECOND] = group
+            found.append((outcome, group))
+        return found
+
+    def _score(self, prefix, start, items):
+        """Scores the choices of [(outcome, group)] and reads the rows that are wanted of them."""
+        shapes = {}
+        for item in items:
+            shapes.setdefault(self.buckets(item[1]), []).append(item)
+        for shape in sorted(shapes):
+            for batch in self.programs.rounds(shapes[shape], lambda item: item[0].place, self.sizes.questions):
+                arrays = self._arrays(batch, shape, start)
+                scores = self.programs.score(prefix, arrays)
+                values = jax.device_get({name: getattr(scores, name) for name in MEASURES})
+                for row, (outcome, group) in batch:
+                    few = {name: values[name][row, : len(group.rows)] for name in MEASURES}
+                    choose_answer(outcome, group, few, self.model.config.eval)
+                self._read(prefix, arrays, scores, batch, start)
+
+    def _arrays(self, batch, shape, start):
+        """[(row, (outcome, group))] -> generate.Questions padded to the bucket `shape`; padding has length 1."""
+        (long, short), choices = shape, self.buckets.choices
+        total = self.programs.share(self.sizes.questions) * self.programs.count
+        q = generate.Questions(
+            np.zeros(total, np.int32), np.zeros((total, long), np.int32), np.ones(total, np.int32),
+            np.zeros((total, long), bool), np.zeros((total, choices, short), np.int32),
+            np.ones((total, choices), np.int32), np.zeros((total, choices, short), bool),
+        )  # fmt: skip
+        for i, (outcome, group) in batch:
+            cut, answer = group.shared, group.rows[0].encoded.answer_range[0]
+            tokens = group.rows[0].encoded.tokens[start:cut]
+            q.image[i], q.length[i], q.tokens[i, : len(tokens)] = outcome.place.index, len(tokens), tokens
+            q.is_answer[i, : len(tokens)] = np.arange(start, cut) >= answer
+            for c, row in enumerate(group.rows):
+                rest = row.encoded.tokens[cut:]
+                q.choice_length[i, c], q.choice_tokens[i, c, : len(rest)] = len(rest), rest
+                q.choice_is_answer[i, c, : len(rest)] = np.arange(cut, cut + len(rest)) >= row.encoded.answer_range[0]
+        return q
+
+    def _read(self, prefix, arrays, scores, batch, start):
+        """Tags and features of the chosen and the correct row of each part question -> answers with spans."""
+        wanted = [(o, g, row, c) for row, (o, g) in batch if g.asks_for == "part" for c in self._wanted(o, g)]
+        shift = prefix.hidden.shape[1] - start
+        share, most = self.programs.share(self.sizes.questions), self.sizes.questions
+        for some in self.programs.rounds(wanted, lambda item: item[0].place, most):
+            group, choice = np.zeros((2, share * self.programs.count), np.int32)
+            for at, (_, _, row, c) in some:
+                group[at], choice[at] = row % share, c
+            readout = jax.device_get(self.programs.read(prefix, arrays, scores, group, choice))
+            for at, (outcome, g, _, c) in some:
+                self._say(outcome, g, c, Readout(*(field[at] for field in readout)), shift)
+
+    def _wanted(self, outcome, group):
+        """Choices of a group whose spans are wanted."""
+        own = {outcome.predicted[group.kind]} if OWN in self.modes else set()
+        given = {group.correct} if group.kind == "part" and {GT_SPANS, GT_ANSWER} & set(self.modes) else set()
+        return sorted(own | given)
+
+    def _say(self, outcome, group, choice, readout, shift):
+        row = group.rows[choice]
+        own = answers.tagged(row, readout, shift, self.scope)
+        if group.kind == "part" and choice == group.correct:
+            if GT_SPANS in self.modes:
+                outcome.answers[GT_SPANS] = given = answers.constructed(row, readout, shift, self.everywhere)
+                own.masks = given.masks if own.ranges == given.ranges else own.masks
+            if GT_ANSWER in self.modes:
+                outcome.answers[GT_ANSWER] = own
+        if choice == outcome.predicted[group.kind]:
+            outcome.own[group.kind] = own
+
+    def _assemble(self, outcome):
+        """The answer end to end: after the model's own first answer, where the parts are asked for second."""
+        if OWN in self.modes:
+            second = SECOND in outcome.own
+            outcome.answers[OWN] = outcome.own[SECOND if second else "part"]
+
+    def _generate(self, image_tokens, outcomes):
+        """What the model says to the part question alone, once for an image and a text."""
+        asked, config = {}, self.model.config.eval
+        for outcome in outcomes:
+            asked.setdefault((outcome.place, outcome.question.question), []).append(outcome)
+        total = self.programs.share(self.sizes.questions) * self.programs.count
+        longest = max(len(prompt.tokens) for prompt in self.prompts.values())
+        whole = self.scope == "all"
+        for batch in self.programs.rounds(list(asked), lambda item: item[0], self.sizes.questions):
+            first = self.prompts[batch[0][1][1]]  # padding asks this, of whatever image: it ends as an answer does
+            tokens = np.zeros((total, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET), np.int32)
+            tokens[:, : len(first.tokens)] = first.tokens
+            image, position = np.zeros(total, np.int32), np.full(total, first.image_position, np.int32)
+            count = np.full(total, len(first.tokens), np.int32)
+            for at, (place, text) in batch:
+                prompt = self.prompts[text]
+                tokens[at], image[at], count[at], position[at] = 0, place.index, len(prompt.tokens), prompt.image_position
+                tokens[at, : len(prompt.tokens)] = prompt.tokens
+            said, said_count, readout = jax.device_get(self.programs.answer(
+                image_tokens, image, tokens, count, position, max_new_tokens=int(config.max_new_tokens),
+                end_token=self.model.end_token, whole_rows=whole,
+            ))  # fmt: skip
+            for at, key in batch:
+                before = int(count[at]) + image_tokens.shape[1] - 1 if whole else 0
+                row = Readout(*(field[at] for field in readout))
+                answer = answers.generated(self.tokenizer, said[at, : said_count[at]], row, before)
+                for outcome in asked[key]:
+                    outcome.answers[GENERATED] = answer
+
+    def _decode(self, image_embeddings, outcomes):
+        """Decodes the masks of all answers, those with few spans together, so that few ranks are run for nothing."""
+        todo = {}
+        for outcome in outcomes:
+            for said in outcome.answers.values():
+                todo.setdefault(id(said.masks), (outcome.place, said.masks))
+        some = sorted((item for item in todo.values() if len(item[1].embeds)), key=lambda item: len(item[1].embeds))
+        total = self.programs.share(self.sizes.masks) * self.programs.count
+        for batch in self.programs.rounds(some, lambda item: item[0], self.sizes.masks):
+            image = np.zeros(total, np.int32)
+            for at, (place, _) in batch:
+                image[at] = place.index
+            embeds, valid = pad_spans([masks.embeds for _, (_, masks) in batch], [at for at, _ in batch], total)
+            low_res = jax.device_get(self.programs.decode(image_embeddings, image, embeds, valid))
+            for at, (_, masks) in batch:
+                masks.low_res = low_res[at, : len(masks.embeds)]
 
 
-def _score(model, images, outcomes, edges, sizes):
-    """Fills in the scores, the predictions and the span sets (still without masks) of the questions of some images."""
-    asked = [(o, group) for o in outcomes for group in (o.part, o.object) if group]
-    first = asked[0][1].rows[0].encoded
-    start = first.image_position + 1
-    dtype = switch(model.config.eval, "eval.mc_dtype")
-    prefix = generate.run_prefix(model.graphdef, model.params, images.tokens, first.tokens[:start], dtype=dtype)
-    bucket = lambda group: tuple(  # noqa: E731
-        next(edge for edge in axis if edge >= n) for axis, n in zip(edges, group.lengths, strict=True)
-    )
-    choices = max(len(group.rows) for _, group in asked)
-    shapes = {}
-    for item in asked:
-        shapes.setdefault(bucket(item[1]), []).append(item)
-    for shape in sorted(shapes):
-        members = shapes[shape]
-        for at in range(0, len(members), sizes.questions):
-            batch = members[at : at + sizes.questions]
-            arrays = _arrays(batch, shape, sizes.questions, choices, start)
-            scores = generate.score_choices(model.graphdef, model.params, prefix, arrays, dtype=dtype)
-            values = jax.device_get({name: getattr(scores, name) for name in MEASURES})
-            for i, (outcome, group) in enumerate(batch):
-                _choose(outcome, group, {name: values[name][i, : len(group.rows)] for name in MEASURES}, model.config.eval)
-            _read(model, prefix, arrays, scores, batch, start, sizes)
+class Images(NamedTuple):
+    """Sizes of the images that run together."""
+
+    resized_hw: np.ndarray  # int[B, 2]
+    original_hw: np.ndarray  # int[B, 2]
 
 
-def _arrays(batch, shape, questions, choices, start):
-    """Groups -> generate.Questions padded to `questions` x `choices` and to the bucket `shape`; padding has length 1."""
-    long, short = shape
-    q = generate.Questions(
-        np.zeros(questions, np.int32), np.zeros((questions, long), np.int32), np.ones(questions, np.int32),
-        np.zeros((questions, long), bool), np.zeros((questions, choices, short), np.int32),
-        np.ones((questions, choices), np.int32), np.zeros((questions, choices, short), bool),
-    )  # fmt: skip
-    for i, (outcome, group) in enumerate(batch):
-        cut = group.shared
-        tokens = group.rows[0].encoded.tokens[start:cut]
-        q.image[i], q.length[i], q.tokens[i, : len(tokens)] = outcome.image, len(tokens), tokens
-        q.is_answer[i, : len(tokens)] = np.arange(start, cut) >= group.rows[0].encoded.answer_range[0]
-        for c, row in enumerate(group.rows):
-            rest = row.encoded.tokens[cut:]
-            q.choice_length[i, c], q.choice_tokens[i, c, : len(rest)] = len(rest), rest
-            q.choice_is_answer[i, c, : len(rest)] = np.arange(cut, cut + len(rest)) >= row.encoded.answer_range[0]
-    return q
-
-
-def _choose(outcome, group, scores, config):
+def choose_answer(outcome, group, scores, config):
+    """Notes the scores {measure: float32[C]} of a group and the choice that follows from them."""
     outcome.scores[group.kind] = {name: [float(x) for x in values] for name, values in scores.items()}
     own, tie = scores[switch(config, "eval.mc_score")], switch(config, "eval.tie")
     outcome.predicted[group.kind] = choose(own, tie=tie, correct=group.correct)
-    outcome.predicted_published[group.kind] = choose(scores[PUBLISHED])  # the first of equal scores, D 5.1
-
-
-def _read(model, prefix, arrays, scores, batch, start, sizes):
-    """Tags and features of the chosen and the correct row of each part question -> their span sets."""
-    wanted = sorted({(i, c) for i, (o, g) in enumerate(batch) if g.kind == "part" for c in (o.predicted["part"], g.correct)})
-    shift = prefix.hidden.shape[1] - start  # token -> position in the spliced row, behind the image
-    rows = {}
-    for at in range(0, len(wanted), sizes.questions):
-        some = wanted[at : at + sizes.questions]
-        index = np.zeros((2, sizes.questions), np.int32)
-        index[:, : len(some)] = np.array(some).T
-        readout = jax.device_get(generate.read_rows(model.graphdef, model.params, prefix, arrays, scores, *index))
-        rows.update({key: generate.Readout(*(field[r] for field in readout)) for r, key in enumerate(some)})
-    for i, (outcome, group) in enumerate(batch):
-        if group.kind == "part":
-            own, correct = outcome.predicted["part"], group.correct
-            targets = group.rows[correct].targets
-            outcome.truth = SpanSet(targets, pool(rows[i, correct].features[shift:], targets), [1.0] * len(targets))
-            _own_spans(outcome, group.rows[own], rows[i, own], shift, switch(model.config.eval, "eval.span_scope"))
-
-
-def _own_spans(outcome, chosen, readout, shift, scope):
-    """The model's spans of the chosen answer; with scope "all" also those that begin in prompt or image (M D27), which name
-    nothing: their token range is empty. Token t behind the image stands at position t + shift of the readout."""
-    encoded = chosen.encoded
-    start, end = encoded.answer_range
-    inside = np.zeros(len(encoded.tokens), bool)
-    inside[start:end] = True
-    labels = readout.labels[shift : shift + len(encoded.tokens)]
-    outcome.bio = bio_counts(labels, encoded.bio, inside)
-    if scope == "all":
-        tagged = [(a - shift, b - shift) for a, b in decode_spans(readout.labels[: shift + len(encoded.tokens)])]
-        kept, ranges = tagged, [(a, b) if a >= start else (0, 0) for a, b in tagged]
-    else:
-        tagged = decode_spans(labels, inside)
-        kept = [r for r in tagged if chosen.characters(*r)[0] < chosen.characters(*r)[1]]  # </s> alone has no mask
-        ranges = kept
-    outcome.counts = span_counts(tagged, chosen.targets)
-    places = [(a + shift, b + shift) for a, b in kept]
-    sure = [float(readout.confidence[a:b].mean()) for a, b in places]
-    outcome.own = SpanSet(ranges, pool(readout.features, places), sure)
-
-
-def _decode(model, images, outcomes, sizes):
-    """Decodes the masks of all span sets, those with few spans together, so that few ranks are run for nothing."""
-    todo = []
-    for outcome in outcomes:
-        same = outcome.predicted["part"] == outcome.part.correct and outcome.own.ranges == outcome.truth.ranges
-        todo += [(outcome, outcome.truth, [outcome.truth, outcome.own] if same else [outcome.truth])]
-        todo += [] if same else [(outcome, outcome.own, [outcome.own])]
-    todo.sort(key=lambda item: len(item[1].ranges))
-    for at in range(0, len(todo), sizes.masks):
-        some = todo[at : at + sizes.masks]
-        masks = model.decode(images, [o.image for o, _, _ in some], [s.embeds for _, s, _ in some], sizes.masks)
-        for (_, _, owners), low_res in zip(some, masks, strict=True):
-            for owner in owners:
-                owner.low_res = low_res
-
-
-def target_masks(question, hw, source, index):
-    """{part: bool[H, W]} of all visible parts. UserError when a mask cannot be read or has another size."""
-    try:
-        return {name: mask.astype(bool) for name, mask in part_masks(question.segmentations, hw).items()}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: entry {index}: {error}; correct the segmentations") from error

@@ -67,3 +67,9 @@ def bio_counts(predicted, target, allowed=None):
 def bio_accuracy(counts):
     """Sum of `bio_counts` -> {"O", "B", "I": correct / total}; None for a class that never occurs."""
     return {name: float(hit / total) if total else None for name, (hit, total) in zip("OBI", np.asarray(counts), strict=True)}
+
+
+def strip(text, start, end):
+    """The range without white space at either end; a token's ▁ brings the space before it along."""
+    start += len(text[start:end]) - len(text[start:end].lstrip())
+    return start, start + len(text[start:end].rstrip())
