@@ -71,7 +71,9 @@ def open_image(path):
         if not isinstance(path, StoredImage):
             check_regular(path)  # a pipe would wait for ever
         with Image.open(io.BytesIO(path.data) if isinstance(path, StoredImage) else path) as image:
-            return _eight_bits(ImageOps.exif_transpose(image), path).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _eight_bits(image, path)
+            return upright if upright.mode == "RGB" else upright.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image; check the path") from error
     except UnidentifiedImageError as error:
@@ -119,11 +121,14 @@ def size_of(image):
     return image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
 
 
+def _picture(image):
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
 def _resize(image, hw, resample):
     if size_of(image) == tuple(hw):
         return np.asarray(image)
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.asarray(picture.resize((hw[1], hw[0]), resample))
+    return np.asarray(_picture(image).resize((hw[1], hw[0]), resample))
 
 
 def _pad(image, size, colour):
@@ -148,11 +153,13 @@ def clip_view(image, size, mode):
     "pad": the whole picture, top left, on CLIP's mean colour. "center_crop": the reference's view, which cuts off what is
     outside the central square (M 1.3, D44).
     """
+    height, bicubic = size_of(image)[0], Image.Resampling.BICUBIC
     (scaled_h, scaled_w), (top, left) = clip_geometry(size_of(image), size, mode)
-    resized = _resize(image, (scaled_h, scaled_w), Image.Resampling.BICUBIC)
     if mode == "pad":
-        return _pad(resized, size, CLIP_MEAN_COLOUR)
-    return resized[top : top + size, left : left + size]
+        return _pad(_resize(image, (scaled_h, scaled_w), bicubic), size, CLIP_MEAN_COLOUR)
+    # Pillow resizes along the rows, rounds, and then along the columns: those that are cut off need no second resizing.
+    columns = _picture(image).resize((scaled_w, height), bicubic).crop((left, 0, left + size, height))
+    return _resize(columns, (scaled_h, size), bicubic)[top : top + size]
 
 
 def clip_geometry(hw, size, mode):

@@ -1,19 +1,36 @@
 """Batches for one host: shuffle, draw, assemble `Batch`, prefetch. The step number is the whole state."""
 
+import contextlib
 import functools
+import os
 import sys
 
 import grain
 import numpy as np
 
 from data_pipelines.account import Account
+from data_pipelines.blocks import Arrivals, Blocks, Parcel
 from data_pipelines.mixture import Mixture
 from data_pipelines.partonomy.source import PartonomySource
+from data_pipelines.processes import end_with_parent
 from data_pipelines.sources import grounded_pair
 from plum_jax.batch import Batch
 from plum_jax.errors import UserError
 
 ENDLESS = 1 << 40  # rows
+# Elements are whole batches: a few ahead are enough, and the rest of the machine is busy with the step. A worker process is
+# one core: it makes its batches one after the other, and the queues between the processes hold those that are ahead.
+HERE = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+IN_A_WORKER = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # glibc keeps the memory of pictures for the next ones. Given back to the system it would have to be mapped again, page by
+    # page: a fifth of what an image costs.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 
 
 def open_data(config, tokenizer):
@@ -25,11 +42,12 @@ def open_data(config, tokenizer):
 
 
 def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
-    """Endless iterator of this host's `Batch` from step `start` on, a `Counted`.
+    """Endless iterator of this host's `Batch` from step `start` on, a `Stream`.
 
     The global batch of a step is a function of (config.seed, step) alone: the hosts hold its consecutive blocks, and
     workers, threads and restarts change nothing. Of every m consecutive images the first n have a SAM view and masks
     (config.data.grounded). `source` is that of `open_data` unless given (to share its cache, or to read its accounts).
+    The memory of a batch is used for a later one when nobody refers to its arrays any more.
     """
     data = config.data
     source = source or open_data(config, tokenizer)
@@ -41,13 +59,15 @@ def batches(config, tokenizer, *, start=0, host=0, hosts=1, source=None):
         )
     mixed = isinstance(source, Mixture)
     rows = grain.MapDataset.range(ENDLESS).map(source.row) if mixed else _folder_rows(source, config.seed, (n, m))
-    local = rows.batch(size, drop_remainder=True, batch_fn=collate_counted)[host::hosts][start:]
-    # Elements are whole batches: a few ahead are enough, and the rest of the machine is busy with the step.
-    dataset = local.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    make = functools.partial(collate, blocks=Blocks(shared=data.workers > 0))
+    local = rows.batch(size, drop_remainder=True, batch_fn=make)[host::hosts][start:]
     if data.workers:
         _parse_no_flags()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-    return Counted(iter(dataset))
+        dataset = local.to_iter_dataset(IN_A_WORKER)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers), _start_worker)
+    else:
+        dataset = local.to_iter_dataset(HERE)
+    return Stream(iter(dataset))
 
 
 def _folder_rows(source, seed, grounded):
@@ -79,53 +99,90 @@ def _parse_no_flags():
         flags.FLAGS(sys.argv[:1])
 
 
-def collate(rows):
-    """Rows -> Batch; the arrays of grounded images come from those rows alone."""
-    fields = {}
-    for name in Batch._fields:
-        values = [row[name] for row in rows if row[name] is not None]
+def _start_worker(index, count):
+    """In each worker process, before its first batch."""
+    end_with_parent()
+
+
+@contextlib.contextmanager
+def _worker_environment():
+    """Processes that are started inside have WORKER_ENVIRONMENT where the environment does not say otherwise."""
+    added = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def collate(pairs, blocks):
+    """[(row, Account)] -> ({field of Batch: array} as `blocks` delivers them, Account).
+
+    The arrays of grounded images come from those rows alone; a field that no row has is left out. The account travels with
+    its batch, so that those of worker processes arrive.
+    """
+    total = Account()
+    for _, account in pairs:
+        total.add(account)
+    rows = {name: [row for row, _ in pairs if row[name] is not None] for name in Batch._fields}
+    shapes = {name: _stacked(having[0][name], len(having)) for name, having in rows.items() if having}
+    block, arrays = blocks.take(shapes)
+    for name, array in arrays.items():
         if name != "masks":
-            fields[name] = np.stack(values) if values else None
-    fields["masks"] = stack_masks([row for row in rows if row["masks"] is not None])
-    return Batch(**fields)
+            np.stack([row[name] for row in rows[name]], out=array)
+    if "masks" in arrays:
+        for place in block.written:
+            arrays["masks"][place] = 0
+        block.written = stack_masks(rows["masks"], arrays["masks"])
+    return blocks.deliver(block, arrays), total
 
 
-def stack_masks(rows):
-    """np.stack of the masks of some rows, None for no rows. Most of a canvas is empty: only what is not is copied."""
-    if not rows:
-        return None
-    stacked = np.zeros((len(rows), *rows[0]["masks"].shape), np.uint8)
-    for out, row in zip(stacked, rows, strict=True):
+def _stacked(value, count):
+    return (count, *np.shape(value)), np.asarray(value).dtype
+
+
+def stack_masks(rows, out):
+    """np.stack of the masks of some rows into zeros. Most of a canvas is empty: only what is not is copied.
+
+    Returns:
+      the places in `out` that were written.
+    """
+    written = []
+    for number, row in enumerate(rows):
         height, width = row["original_hw"]
         for slot in np.flatnonzero(row["mask_valid"]):
-            out[slot, :height, :width] = row["masks"][slot, :height, :width]
-    return stacked
+            out[number, slot, :height, :width] = row["masks"][slot, :height, :width]
+            written.append((number, slot, slice(0, height), slice(0, width)))
+    return written
 
 
-def collate_counted(rows):
-    """[(row, Account)] -> (Batch, Account). The account travels with its batch, so that those of worker processes arrive."""
-    total = Account()
-    for _, account in rows:
-        total.add(account)
-    return collate([row for row, _ in rows]), total
-
-
-class Counted:
+class Stream:
     """Iterator of `Batch` that adds up what its batches went through: `account` covers those that were taken, on this host.
 
     Raises UserError when no record of the first batch can be read: then it is not the record that is wrong.
     """
 
     def __init__(self, pairs):
-        self._pairs, self.account = pairs, Account()
+        self._pairs, self._arrivals, self.account = pairs, Arrivals(), Account()
+        self._taken = 0
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        batch, account = next(self._pairs)
-        first = not self.account.counts
+        arrays, account = self._take()
+        if isinstance(arrays, Parcel):
+            arrays = self._arrivals.open(arrays)
         self.account.add(account)
-        if first and account.total("skipped:") == account.total("draws"):
+        draws = account.total("draws")
+        if self._taken == 1 and draws and account.total("skipped:") == draws:
             raise UserError(f"no record of the first batch can be read: {next(iter(account.messages.values()))[0]}")
-        return batch
+        return Batch(**{name: arrays.get(name) for name in Batch._fields})
+
+    def _take(self):
+        self._taken += 1
+        if self._taken > 1:
+            return next(self._pairs)
+        with _worker_environment():  # grain starts its processes with the first batch
+            return next(self._pairs)

@@ -15,15 +15,15 @@ def processes(workers):
         return
     # Not forked: the caller may have started jax, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         yield executor.map
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _end_with_parent():
-    """Ends this worker when the command was killed, as it would wait for work forever and write into a removed folder."""
+def end_with_parent():
+    """Ends this worker when its parent was killed, as it would wait for work forever and write into a removed folder."""
 
     def wait():
         multiprocessing.parent_process().join()

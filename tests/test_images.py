@@ -3,10 +3,10 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from data_pipelines.images import CLIP_MEAN_COLOUR, clip_view, load_image, longest_side, open_image, sam_view
+from data_pipelines.images import CLIP_MEAN_COLOUR, StoredImage, clip_view, load_image, longest_side, open_image, sam_view
 from plum_jax.errors import UserError
 
 SIZES = [(60, 90), (88, 64), (50, 50), (37, 123), (300, 1)]
@@ -110,11 +110,30 @@ def test_center_crop_is_the_clip_processor(hw):
     np.testing.assert_array_equal(clip_view(image, 56, "center_crop"), wanted.transpose(1, 2, 0))
 
 
-def test_center_crop_formula():
-    image = picture((37, 123))
-    wanted = np.asarray(Image.fromarray(image).resize((int(56 * 123 / 37), 56), Image.Resampling.BICUBIC))
-    left = (wanted.shape[1] - 56) // 2
-    np.testing.assert_array_equal(clip_view(image, 56, "center_crop"), wanted[:, left : left + 56])
+@pytest.mark.parametrize("hw", [(37, 123), (123, 37), (480, 640), (640, 427), (56, 200), (200, 56), (56, 56), (30, 31)])
+def test_center_crop_formula(hw):
+    image, short = picture(hw), min(hw)
+    height, width = (56 if side == short else int(56 * side / short) for side in hw)
+    wanted = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - 56) // 2, (width - 56) // 2
+    np.testing.assert_array_equal(clip_view(image, 56, "center_crop"), wanted[top : top + 56, left : left + 56])
+
+
+@pytest.mark.parametrize("format", ["jpg", "png", "webp", "gif", "tif", "bmp", "ppm"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_image_outlives_its_file(tmp_path, format, orientation):
+    """What `open_image` returns can be resized when the file is gone, upright, the same from the disk and from memory."""
+    path, exif = tmp_path / f"a.{format}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture((50, 90))).save(path, **({} if format in ("gif", "bmp", "ppm") else {"exif": exif}))
+    with Image.open(path) as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    images = [open_image(path), open_image(StoredImage("a", path.read_bytes()))]
+    path.unlink()
+    for image in images:
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), wanted)
+        np.testing.assert_array_equal(sam_view(image, 96)[0], sam_view(wanted, 96)[0])
 
 
 @pytest.mark.parametrize("hw", SIZES)

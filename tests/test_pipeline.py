@@ -1,4 +1,5 @@
 import itertools
+import os
 import time
 
 import numpy as np
@@ -111,9 +112,16 @@ def test_worker_processes_change_nothing(config, tokenizer):
     flags.FLAGS.mark_as_parsed()
     other = config.copy_and_resolve_references()
     other.unlock()
-    other.data.workers = 2
-    for one, two in zip(take(batches(config, tokenizer), 3), take(batches(other, tokenizer), 3), strict=True):
+    other.data.workers = 3
+    environment = dict(os.environ)
+    whole = take(batches(config, tokenizer), 8)
+    for one, two in zip(whole, take(batches(other, tokenizer), 8), strict=True):
         assert_equal(one, two)
+    for host in range(2):  # resumed, on two hosts: another worker makes each batch
+        half = batches(other, tokenizer, start=4, host=host, hosts=2)
+        for one, two in zip(whole[4:], take(half, 4), strict=True):
+            assert_equal(Batch(*(None if x is None else np.split(x, 2)[host] for x in one)), two)
+    assert dict(os.environ) == environment
 
 
 def test_a_cached_batch_is_cheap(config, tokenizer):

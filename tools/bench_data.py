@@ -1,30 +1,42 @@
-"""How fast rows are made, by stage, and what that means for one host that feeds eight H200.
+"""How fast rows are made, by stage, how that grows with worker processes, and what it means for one host of eight H200.
 
-    python -m tools.bench_data --json out.json            # drawn pictures of the size of COCO's
-    python -m tools.bench_data --photos DIR               # your own
+    python -m tools.bench_data --json out.json                    # drawn pictures of the size of COCO's
+    python -m tools.bench_data --photos DIR                       # your own
+    python -m tools.bench_data --workers 0 1 2 --json out.json    # also with worker processes
 
 Views must equal those of Pillow to the bit (M 1.3, 1.4), which decides what may be used: `equal` in the JSON says so for each
 way that was timed. The times before and after an optimisation are taken in turns in one run.
+
+A worker is one process on one core. `with_workers` says how many milliseconds of processor time an image costs the workers and
+the process that takes the batches, after all of them have started; that hardly depends on what else the machine does. `law` is
+what follows for enough cores: 1000 x min(workers / worker, 1 / parent) images a second. The rate by the clock beside it means
+something in a quiet moment only: `cores` then comes close to the number of workers.
 """
 
 import argparse
 import collections
 import json
+import multiprocessing
+import os
+import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
+from data_pipelines.blocks import Blocks
 from data_pipelines.conversation import IMAGE, Span, encode
 from data_pipelines.images import clip_view, load_image, open_image, sam_view
 from data_pipelines.masks import decode_segmentation, encode_rle
 from data_pipelines.mixture import Mixture
-from data_pipelines.pipeline import batches, collate_counted, stack_masks
+from data_pipelines.pipeline import batches, collate
 from data_pipelines.record import Dialogue, Sample
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.config_io import load_config
+from tools.data_pairs import pairs, touch
 
 # One image of a 13B step, in 1e12 operations: 2 x 13.0e9 parameters x 512 positions for each pass of the language model, of
 # which there are four (forward, again for rematerialisation, backward to the activations, the teacher's forward; frozen kernels
@@ -82,7 +94,7 @@ def stages(mixture, config, tokenizer, repeats):
     source, clip, sam = mixture.sources[0], config.model.clip.image_size, config.model.sam.image_size
     samples = [source.sample(index, None) for index in range(len(source))]
     images = [open_image(sample.image) for sample in samples]
-    rows = [mixture.row(index) for index in range(len(samples))]
+    rows, blocks = [mixture.row(index) for index in range(len(samples))], Blocks()
 
     def each(function, items):
         return lambda: [function(item) for item in items]
@@ -98,8 +110,8 @@ def stages(mixture, config, tokenizer, repeats):
             "clip_resize": each(lambda image: clip_view(image, clip, config.data.clip_view), images),
             "masks": each(lambda sample: decode_segmentation(sample.masks[0]), samples),
             "tokens": each(tokens, samples),
-            "batch": lambda: collate_counted(rows),
-            "whole_row_and_batch": lambda: collate_counted([mixture.row(index) for index in range(len(samples))]),
+            "batch": lambda: collate(rows, blocks),
+            "whole_row_and_batch": lambda: collate([mixture.row(index) for index in range(len(samples))], blocks),
         },
         repeats,
     )
@@ -108,37 +120,12 @@ def stages(mixture, config, tokenizer, repeats):
 
 def optimisations(mixture, config, repeats):
     """{name: seconds before and after for one image, their ratio, and whether the results are equal to the bit}."""
-    source, clip, sam = mixture.sources[0], config.model.clip.image_size, config.model.sam.image_size
-    mode = config.data.clip_view
-    wide = config.copy_and_resolve_references()
-    wide.data.update(max_masks=16, max_spans=16)  # as in fine-tuning
-    mixture = Mixture(wide, mixture.builder.tokenizer, [source], [1.0])
-    rows = [mixture.row(index)[0] for index in range(len(source))]
-
-    def views(load):
-        made = []
-        for path in source.paths:
-            image = load(path)
-            made.append((sam_view(image, sam)[0], clip_view(image, clip, mode)))
-        return made
-
-    def stack():
-        return np.stack([row["masks"] for row in rows])
-
-    def place():
-        return stack_masks(rows)
-
-    pairs = {
-        "views from Pillow's image, not from an array": (lambda: views(load_image), lambda: views(open_image)),
-        "canvases filled where there is a mask, not stacked": (stack, place),
-    }
-    found = {}
-    for name, (before, after) in pairs.items():
+    found, count = {}, len(mixture.sources[0])
+    for name, (before, after) in pairs(mixture, config).items():
+        after()  # memory that is used again must be there first
         least = in_turns({"before": before, "after": after}, repeats)
-        equal = all(
-            np.array_equal(a, b) for one, two in zip(before(), after(), strict=True) for a, b in zip(one, two, strict=True)
-        )
-        found[name] = {k: v / len(rows) for k, v in least.items()} | {"ratio": least["before"] / least["after"], "equal": equal}
+        equal = all(np.array_equal(one, two) for one, two in zip(before(), after(), strict=True))
+        found[name] = {k: v / count for k, v in least.items()} | {"ratio": least["before"] / least["after"], "equal": equal}
     return found
 
 
@@ -192,22 +179,61 @@ def resizers(paths, clip, sam, repeats):
     return found
 
 
-def stream_rate(config, tokenizer, source, steps):
-    """Images a second of wall time through `batches` with config.data.workers processes, after the first batch."""
+def with_workers(config, tokenizer, source, workers, steps):
+    """Milliseconds of processor time for an image in the workers and here, and images a second by the clock.
+
+    With no workers everything happens here, in two threads. Counting starts when every worker has delivered, so that the start
+    of processes is no part of it. Workers are bound to one core each, where there are several.
+    """
+    config.data.workers = workers
     stream = batches(config, tokenizer, source=Mixture(config, tokenizer, [source], [1.0]))
-    for _ in range(1 + config.data.workers):
-        next(stream)
-    start = time.monotonic()
+    for _ in range(2 + 4 * workers):
+        touch(next(stream))
+    processes = [psutil.Process(child.pid) for child in multiprocessing.active_children()]
+    for number, process in enumerate(processes):
+        _bind(process, number)
+    before, here, start = _seconds(processes), time.process_time(), time.monotonic()
     for _ in range(steps):
-        next(stream)
-    return steps * config.data.global_batch / (time.monotonic() - start)
+        touch(next(stream))
+    wall, here, there = time.monotonic() - start, time.process_time() - here, _seconds(processes) - before
+    images = steps * config.data.global_batch
+    parent, worker = 1e3 * here / images, 1e3 * there / images
+    law = 1e3 * min(workers / worker, 1 / parent) if workers else None
+    return {
+        "parent": parent,
+        "worker": worker,
+        "parent_share": parent / worker if workers else None,
+        "law": law,
+        "images_per_second": images / wall,
+        "cores": (here + there) / wall,
+    }
 
 
-def arithmetic(rate):
-    """What a host needs, with `rate` images a second of one worker."""
+def _bind(process, number):
+    """All threads of a process to one core, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {cores[number % len(cores)]})
+
+
+def _seconds(processes):
+    """Processor time that they have used so far, in the system too."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+def configured(tokenizer):
+    """-> (the config of the 13B mixture, where SAM sees every image, in batches of eight; its tokenizer)."""
+    config = load_config("plum:size=13b,stage=0shot")
+    config.data.update(grounded=(1, 1), global_batch=8, micro_batches=1)
+    return config, load_tokenizer(tokenizer)
+
+
+def arithmetic(rate, parent=None):
+    """What a host needs: `rate` is images a second of one worker, `parent` milliseconds for each image it takes over."""
     work = PASS * PASSES + SAM * SAM_SHARE
     step = DEVICES * PEAK * USE / work
-    return {
+    found = {
         "assumptions": f"13B, 512 positions, {PASSES} passes of {PASS:.1f} TFLOP, SAM {SAM} TFLOP for {SAM_SHARE:.0%} of "
         f"images; {DEVICES} H200 at {USE:.0%} of {PEAK:.0f} TFLOP/s; one conversation for each image; a worker is one core",
         "tflop_per_image": work,
@@ -217,6 +243,17 @@ def arithmetic(rate):
         "workers_for_the_step": step / rate,
         "workers_wanted": MARGIN * step / rate,
     }
+    if parent is not None:
+        found["images_per_second_of_16_workers"] = min(16 * rate, 1e3 / parent)
+        found["images_per_second_that_can_be_taken"] = 1e3 / parent
+    return found
+
+
+def processor():
+    """Name of the processor, as Linux gives it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(argv=None):
@@ -226,10 +263,11 @@ def main(argv=None):
     parser.add_argument("--images", type=int, default=16, help="pictures to draw (default 16)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[0], help="processes to time batches with (default 0)")
+    parser.add_argument("--steps", type=int, default=24, help="batches of 8 images to time with each (default 24)")
+    parser.add_argument("--note", default="", help="about the machine, for the JSON object")
     parser.add_argument("--json", help="also write the JSON object to this file")
     options = parser.parse_args(argv)
-    config, tokenizer = load_config("plum:size=13b,stage=0shot"), load_tokenizer(options.tokenizer)
-    config.data.update(grounded=(1, 1), global_batch=8, micro_batches=1)
+    config, tokenizer = configured(options.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         paths = sorted(Path(options.photos).glob("*.jpg")) if options.photos else draw_pictures(folder, options.images)
         source = Drawn(paths)
@@ -237,16 +275,21 @@ def main(argv=None):
         seconds = stages(mixture, config, tokenizer, options.repeats)
         results = {
             "images": len(paths),
+            "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "note": options.note},
             "milliseconds_by_stage": {name: 1e3 * value for name, value in seconds.items()},
             "images_per_second_by_stage": {name: 1 / value for name, value in seconds.items()},
             "optimisations": optimisations(mixture, config, options.repeats),
             "other_resizers": resizers(paths, config.model.clip.image_size, config.model.sam.image_size, options.repeats),
-            "batches_images_per_second": {},
+            "with_workers": {},
         }
         for workers in options.workers:
-            config.data.workers = workers
-            results["batches_images_per_second"][workers] = stream_rate(config, tokenizer, source, 6)
-    results["thirteen_billion_on_eight_h200"] = arithmetic(1 / seconds["whole_row_and_batch"])
+            found = with_workers(config, tokenizer, source, workers, options.steps)
+            results["with_workers"][str(workers)] = found
+    rate, parent = 1 / seconds["whole_row_and_batch"], None
+    for found in results["with_workers"].values():
+        if found["worker"]:  # measured where it happens
+            rate, parent = 1e3 / found["worker"], found["parent"]
+    results["thirteen_billion_on_eight_h200"] = arithmetic(rate, parent)
     print(json.dumps(results, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
