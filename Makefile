@@ -24,7 +24,7 @@ lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .
 
 bench: $(VENV)/core.stamp
-	for script in tools/bench_*.py; do $(VENV)/bin/python $$script || exit 1; done
+	for script in tools/bench_*.py; do $(VENV)/bin/python -m tools.$$(basename $$script .py) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -234,7 +234,7 @@ def _write_errors(path, split, errors):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["split", "record", "key", "reason", "message"])
     writer.writerows(sorted([*others, *([split, *error] for error in errors)], key=lambda row: row[0]))
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
 
 
 if __name__ == "__main__":

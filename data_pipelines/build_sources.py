@@ -20,9 +20,12 @@ def source_class(name):
     if not colon:
         raise UserError(f"{name!r} is no source; use {', '.join(KINDS)}, or module:Class")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"source {name!r} cannot be imported ({error}); check the name and PYTHONPATH") from error
+    if not isinstance(found, type) or not hasattr(found, "sample"):
+        raise UserError(f"source {name!r} is no class with a method sample; see Source in data_pipelines/record.py")
+    return found
 
 
 def options_of(function):
@@ -36,3 +39,5 @@ def check_options(name, function, options):
     for option in options:
         if option not in known:
             raise UserError(f"{name} has no argument {option}; it has {', '.join(known) or 'none'}")
+    if not isinstance(options.get("dataset", ""), str):
+        raise UserError(f"dataset is {options['dataset']!r}; give a name")

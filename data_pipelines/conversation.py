@@ -105,6 +105,8 @@ def render(turns, template, flavour="fast"):
         start = len(text)
         text += f" {answer}{END}" if answer else ""
         answers.append((start + 1, len(text)) if answer else (start, start))
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise UserError(f"{text[-200:]!r} holds half of a surrogate pair, which is no character; write whole characters")
     if text.count(IMAGE) > 1:
         raise UserError(f"{text.count(IMAGE)} images in one conversation; one is supported")
     return Rendered(text, tuple(answers))

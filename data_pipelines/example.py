@@ -15,8 +15,8 @@ def record_text(record):
 
 
 def encode_record(key, image, record):
-    """key str, image bytes (b"" for none), record JSON-able -> bytes."""
-    values = (image, key.encode(), record_text(record).encode())
+    """key str, image bytes (b"" for none), record bytes of JSON -> bytes."""
+    values = (image, key.encode(), record)
     entries = [
         _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
         for name, value in zip(FIELDS, values, strict=True)

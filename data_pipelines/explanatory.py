@@ -6,6 +6,7 @@ is passed in and on nothing else; there, every worker replays the same draws (D2
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from data_pipelines.images import boxed
 from data_pipelines.json_array import JsonArray, scan
 from data_pipelines.left_out import LeftOut
 from data_pipelines.masks import decode_segmentation
+from data_pipelines.naming import check_per_image
 from data_pipelines.partonomy.records import QUESTION_TYPES, parse_question, training_conversation
 from data_pipelines.record import Dialogue, Sample
 from plum_jax.errors import UserError
@@ -124,8 +126,7 @@ class Explanatory:
     @classmethod
     def drawing(cls, *, per_image=1, question_types=TRAINING_TYPES, question_weights=None, sample_one_question_per_image=True):
         """What makes a Sample from a record: (record, rng) -> the questions that are drawn."""
-        if per_image < 1:
-            raise UserError(f"per_image is {per_image}; use 1 or more questions about an image")
+        check_per_image(per_image)
         weights = type_weights(question_types, question_weights)
         return functools.partial(_draw, options=(per_image, weights, sample_one_question_per_image))
 
@@ -235,6 +236,10 @@ def question_files(root, split):
 
 def type_weights(types, weights):
     """Types, and {type: weight} or None -> {type: positive weight}. UserError for unknown types and wrong weights."""
+    if not isinstance(types, list | tuple) or not all(isinstance(name, str) for name in types):
+        raise UserError(f"question_types is {types!r}; give a list of {', '.join(QUESTION_TYPES)}")
+    if not isinstance(weights or {}, Mapping) or not all(type(weight) in (int, float) for weight in (weights or {}).values()):
+        raise UserError(f'question_weights is {weights!r}; give a number for each type, such as {{"default": 1.0}}')
     weights = dict(weights or {})
     for name in [*types, *(weights.keys() - {"default"})]:
         if name not in QUESTION_TYPES:

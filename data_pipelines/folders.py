@@ -106,11 +106,18 @@ class Listing:
     def _files(self, directory):
         if directory not in self.names:
             try:
-                with os.scandir(directory) as items:  # a link to itself is no folder, and said when it is read
-                    self.names[directory] = {item.name for item in items if item.is_symlink() or not item.is_dir()}
+                with os.scandir(directory) as items:
+                    self.names[directory] = {item.name for item in items if _is_there(item)}
             except OSError:
                 self.names[directory] = set()
         return self.names[directory]
+
+
+def _is_there(item):
+    """Whether a name in a folder can be asked for: no folder, no link to nothing. A pipe is, and refused when read."""
+    if item.is_symlink():  # DirEntry.is_file() raises for a link to itself
+        return os.path.exists(item.path) and not os.path.isdir(item.path)
+    return not item.is_dir()
 
 
 def find_image(folders, image):

@@ -46,9 +46,15 @@ def write_shard(recorder, indices, shard, part, *, strict, go_on=lambda: True):
             records, size = records + 1, size + len(data)
         written = True
     finally:
-        writer.close()
-        if not written:
-            temporary.unlink(missing_ok=True)
+        try:
+            writer.close()
+        except RuntimeError as error:
+            written = False
+            what = f"{temporary.parent}: a shard cannot be written ({str(error).partition(';')[0]})"
+            raise UserError(f"{what}; free some space, then repeat the command with --resume") from error
+        finally:
+            if not written:
+                temporary.unlink(missing_ok=True)
     _sync(temporary)
     digest = sha256_of(temporary)
     os.replace(temporary, shard)

@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipelines.build_sources import options_of
 from data_pipelines.conversation import Span
+from data_pipelines.example import record_text
 from data_pipelines.images import StoredImage, load_image
 from data_pipelines.masks import decode_segmentation, encode_rle
 from data_pipelines.record import Dialogue, Sample
@@ -47,7 +48,7 @@ class Recorder:
             self.draw = source.drawing(**{name: value for name, value in options.items() if name in known})
 
     def stored(self, index):
-        """-> Stored(key, image bytes, record as JSON). Raises BadRecord for what training could not use."""
+        """-> Stored(key, image bytes, record as bytes of JSON). Raises BadRecord for what training could not use."""
         key = f"record {index}"
         try:
             record = self.source.record(index) if is_storable(self.source) else self._samples(index)
@@ -66,7 +67,11 @@ class Recorder:
             self.draw(record, np.random.default_rng(index))
         except UNREADABLE as error:
             raise BadRecord(key, "nothing to draw", _message(error)) from error
-        return Stored(key, data, record)
+        try:
+            key.encode()
+            return Stored(key, data, record_text(record).encode())
+        except ValueError as error:  # a number that is not finite, half of a surrogate pair
+            raise BadRecord(repr(key), "unreadable record", f"{key!r}: cannot be stored ({error})") from error
 
     def _samples(self, index):
         """A record that is a list of samples, by generators that depend on `index` and their number alone."""

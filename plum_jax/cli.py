@@ -1,6 +1,7 @@
 """The console script `plum`: a table of commands, and how every command ends (exit status, one-sentence errors)."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -36,6 +37,23 @@ COMMANDS = {
     "report": ("plum_jax.report", "a run or evaluations as a page, JSON and LaTeX tables"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
+
+
+FILE_FAULTS = {  # of the file system, wherever a command meets one
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file; give another folder",
+    errno.EEXIST: "something else has that name; give another one",
+    errno.EISDIR: "is a folder; give the name of a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "is a link to itself; remove it",
+    errno.EACCES: "change its permissions, or give another place",
+    errno.EPERM: "change its permissions, or give another place",
+    errno.EROFS: "give a place that can be written to",
+    errno.ENOSPC: "free some space, then repeat the command",
+    errno.EDQUOT: "free some space, then repeat the command",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), then repeat the command",
+}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write says so without the name of its file
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,8 +107,8 @@ def _unknown(word, table, path):
 def run(main, argv=None, *, name=None):
     """Runs `main(argv) -> int | None` and turns what it raises into an exit status.
 
-    UserError: one sentence on stderr, 2. Ctrl-C: 130. Anything else: one line, 1. `--debug` anywhere in argv shows the
-    traceback. A module that also runs as `python -m` ends with `raise SystemExit(cli.run(main))`.
+    UserError, and faults of the file system: one sentence on stderr, 2. Ctrl-C: 130. Anything else: one line, 1. `--debug`
+    anywhere in argv shows the traceback. A module that also runs as `python -m` ends with `raise SystemExit(cli.run(main))`.
 
     Args:
       name: what stands after `plum` in messages; default: the last word of the module's name.
@@ -111,8 +129,13 @@ def run(main, argv=None, *, name=None):
     except Exception as error:
         if debug:
             traceback.print_exc()
-        user = isinstance(error, UserError)
-        sentence = str(error) if user else f"{type(error).__name__}: {_first_line(error)}"
+        advice = (
+            FILE_FAULTS.get(error.errno) if isinstance(error, OSError) and (error.filename or error.errno in FULL) else None
+        )
+        user = isinstance(error, UserError) or advice is not None
+        where = f"{error.filename}: " if advice and error.filename else ""
+        sentence = f"{where}{error.strerror}; {advice}" if advice else str(error)
+        sentence = sentence if user else f"{type(error).__name__}: {_first_line(error)}"
         hint = "" if user or debug else " (--debug shows the traceback)"
         print(f"plum {name}: error: {sentence}{hint}", file=sys.stderr)
         return 2 if user else 1

@@ -36,3 +36,7 @@ def test_arithmetic():
     need = bench_data.arithmetic(100.0)
     assert abs(need["images_per_second_of_the_step"] - 8 * 790 * 0.45 / (4 * 13.312 + 0.75 * 5.9)) < 1e-9
     assert need["workers_wanted"] == need["images_per_second_wanted"] / 100
+    assert "images_per_second_of_16_workers" not in need
+    need = bench_data.arithmetic(100.0, 2.0)
+    assert need["images_per_second_of_16_workers"] == need["images_per_second_that_can_be_taken"] == 500
+    assert bench_data.arithmetic(100.0, 0.1)["images_per_second_of_16_workers"] == 1600

@@ -13,8 +13,10 @@ from build_fixtures import assert_equal_samples, shard_bytes
 from fixtures_partonomy import write_entries, write_folder
 
 from data_pipelines.arrayrecord import ArrayRecordSource, find_build
+from data_pipelines.arrayrecord import main as verify
 from data_pipelines.build import build, main
 from data_pipelines.explanatory import Explanatory
+from plum_jax import cli
 from plum_jax.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
@@ -259,3 +261,43 @@ def test_a_folder_is_a_source_by_itself(folder, tmp_path):
 def test_wrong_use_is_one_sentence(folder, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         main([*arguments, "--root", str(folder), "--out", str(tmp_path)])
+
+
+def test_what_cannot_be_stored_is_left_out(tmp_path):
+    """A number that is not finite, half of a surrogate pair: one record is lost, not the build."""
+    entries = write_folder(tmp_path / "raw", images=3)
+    entries[0]["segmentations"]["lamp\ud800"] = entries[0]["segmentations"]["base"]
+    entries[3]["segmentations"]["base"][0]["note"] = float("inf")
+    entries[6]["answer_choices"][entries[6]["answer_types"].index("correct")] += " \ud800"
+    (tmp_path / "raw/partonomy_qa_pairs_train.json").write_text(json.dumps(entries))
+    built = build("explanatory", tmp_path / "raw", tmp_path / "out", **QUIET)
+    said = errors_of(built)
+    assert [row["reason"] for row in said].count("question not readable") == 1 and "half of a surrogate pair" in str(said)
+    assert any(row["reason"] == "unreadable record" and "lamp" not in row["key"] for row in said)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["per_image=x", "per_image=null", "question_types=5", "question_types=[1]", "question_weights=[1]", "dataset=5",
+     'question_weights={"identification_with_label": "x"}'],
+)  # fmt: skip
+def test_options_of_a_wrong_type_are_a_sentence(folder, tmp_path, option, capsys):
+    assert cli.main(["data", "build", str(folder), "--out", str(tmp_path / "out"), "--option", option]) == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["json:loads", "builtins:dict", ":", "nope:Class"])
+def test_what_is_no_source(folder, tmp_path, name, capsys):
+    assert cli.main(["data", "build", name, "--root", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert f"source {name!r}" in capsys.readouterr().err
+
+
+def test_a_limit_on_the_size_of_files(folder, tmp_path):
+    """As a full disk: a sentence, no half of a shard, and --resume goes on."""
+    out = tmp_path / "out"
+    limited = ["bash", "-c", f"ulimit -f 8; exec {' '.join(command(folder, '--out', out))}"]
+    done = subprocess.run(limited, capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 2 and "File too large); free some space, then repeat" in done.stderr
+    assert not list(out.rglob("*.array_record*"))
+    done = subprocess.run(command(folder, "--out", out, "--resume"), capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and verify([str(out)]) == 0

@@ -1,5 +1,6 @@
 """The command table, exit statuses, and the second that --help may take."""
 
+import errno
 import json
 import os
 import subprocess
@@ -123,3 +124,27 @@ def test_doctor_names_the_fix_of_a_missing_package(monkeypatch):
     monkeypatch.setattr(doctor, "MODULES", ("json", "no_such_package"))
     status, value, fix = doctor._packages()
     assert status == "fault" and "no_such_package" in value and "pip install" in fix
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "a/b"), "a/b: File exists; something else has that name"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "x: File name too long; give a shorter name"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
+    ],
+)
+def test_faults_of_the_file_system_are_sentences(error, said, capsys):
+    def main(argv):
+        raise error
+
+    assert cli.run(main, [], name="x") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_errors_of_the_system_stay_failures(capsys):
+    def main(argv):
+        raise OSError(errno.EIO, "Input/output error", "x")
+
+    assert cli.run(main, [], name="x") == 1
+    assert "--debug shows the traceback" in capsys.readouterr().err

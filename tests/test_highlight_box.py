@@ -1,6 +1,8 @@
 """Questions with a box around one of several objects of a kind: every loader of their images draws it (D 2.2)."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from data_pipelines.partonomy.source import PartonomySource
 from data_pipelines.rows import RowBuilder
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.evaluation import runner
+from plum_jax.evaluation.prediction import Prediction
 
 HW = (96, 96)  # the size of the tiny model's views: nothing is resized
 LEFT, RIGHT = (10, 20, 40, 60), (52, 20, 90, 60)
@@ -106,23 +109,27 @@ def test_the_mixture_keeps_them_apart_from_folder_and_build(folder, tmp_path, to
             assert_boxed(row["clip_pixels"], box)
 
 
-def test_evaluation_encodes_each_box_once(folder):
-    class Seen(Exception):
-        pass
+def test_evaluation_encodes_each_box_once(folder, monkeypatch):
+    monkeypatch.setattr(runner, "Programs", lambda *args: SimpleNamespace(share=lambda images: 8, count=1))
 
     class Model:
         config, tokenizer = get_config(), load_tokenizer("tiny")
+        seen = []
 
-        def encode_images(self, pixels, size):
-            raise Seen(pixels)
+        def view(self, pixels):
+            self.seen.append(pixels)
 
     questions = read_questions(folder / "partonomy_qa_pairs_train.json") * 2
-    with pytest.raises(Seen) as seen:
-        list(runner.run(Model(), folder, questions, folder))
-    (pixels,) = seen.value.args
-    assert len(pixels) == 3
-    for image, box in zip(pixels, (LEFT, RIGHT, None), strict=True):
+    run = runner.Runner(Model(), questions, folder)
+    assert run.order == [0, 3, 1, 4, 2, 5]
+    monkeypatch.setattr(run, "_chunk", lambda paths, views, size: paths)
+    with ThreadPoolExecutor(1) as threads:
+        (pictures,) = run.chunks(folder, threads)
+    assert pictures == [("images/a.png", box) for box in (LEFT, RIGHT, None)]
+    for image, box in zip(Model.seen, (LEFT, RIGHT, None), strict=True):
         assert_boxed(image, box)
+    found = [Prediction(i, "images/a.png", "", {}, {}) for i in run.order]
+    assert [[p.index for p in members] for members in run._finished(found, 0)] == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_the_gallery_shows_what_the_model_sees(folder, monkeypatch):

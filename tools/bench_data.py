@@ -36,7 +36,7 @@ from data_pipelines.pipeline import batches, collate
 from data_pipelines.record import Dialogue, Sample
 from data_pipelines.tokenizer import load_tokenizer
 from plum_jax.config_io import load_config
-from tools.bench_data_pairs import pairs, touch
+from tools.data_pairs import pairs, touch
 
 # One image of a 13B step, in 1e12 operations: 2 x 13.0e9 parameters x 512 positions for each pass of the language model, of
 # which there are four (forward, again for rematerialisation, backward to the activations, the teacher's forward; frozen kernels
@@ -229,11 +229,11 @@ def configured(tokenizer):
     return config, load_tokenizer(tokenizer)
 
 
-def arithmetic(rate):
-    """What a host needs, with `rate` images a second of one worker."""
+def arithmetic(rate, parent=None):
+    """What a host needs: `rate` is images a second of one worker, `parent` milliseconds for each image it takes over."""
     work = PASS * PASSES + SAM * SAM_SHARE
     step = DEVICES * PEAK * USE / work
-    return {
+    found = {
         "assumptions": f"13B, 512 positions, {PASSES} passes of {PASS:.1f} TFLOP, SAM {SAM} TFLOP for {SAM_SHARE:.0%} of "
         f"images; {DEVICES} H200 at {USE:.0%} of {PEAK:.0f} TFLOP/s; one conversation for each image; a worker is one core",
         "tflop_per_image": work,
@@ -243,6 +243,10 @@ def arithmetic(rate):
         "workers_for_the_step": step / rate,
         "workers_wanted": MARGIN * step / rate,
     }
+    if parent is not None:
+        found["images_per_second_of_16_workers"] = min(16 * rate, 1e3 / parent)
+        found["images_per_second_that_can_be_taken"] = 1e3 / parent
+    return found
 
 
 def processor():
@@ -260,6 +264,7 @@ def main(argv=None):
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[0], help="processes to time batches with (default 0)")
     parser.add_argument("--steps", type=int, default=24, help="batches of 8 images to time with each (default 24)")
+    parser.add_argument("--note", default="", help="about the machine, for the JSON object")
     parser.add_argument("--json", help="also write the JSON object to this file")
     options = parser.parse_args(argv)
     config, tokenizer = configured(options.tokenizer)
@@ -270,7 +275,7 @@ def main(argv=None):
         seconds = stages(mixture, config, tokenizer, options.repeats)
         results = {
             "images": len(paths),
-            "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+            "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "note": options.note},
             "milliseconds_by_stage": {name: 1e3 * value for name, value in seconds.items()},
             "images_per_second_by_stage": {name: 1 / value for name, value in seconds.items()},
             "optimisations": optimisations(mixture, config, options.repeats),
@@ -280,7 +285,11 @@ def main(argv=None):
         for workers in options.workers:
             found = with_workers(config, tokenizer, source, workers, options.steps)
             results["with_workers"][str(workers)] = found
-    results["thirteen_billion_on_eight_h200"] = arithmetic(1 / seconds["whole_row_and_batch"])
+    rate, parent = 1 / seconds["whole_row_and_batch"], None
+    for found in results["with_workers"].values():
+        if found["worker"]:  # measured where it happens
+            rate, parent = 1e3 / found["worker"], found["parent"]
+    results["thirteen_billion_on_eight_h200"] = arithmetic(rate, parent)
     print(json.dumps(results, indent=1))
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

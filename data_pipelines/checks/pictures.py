@@ -78,7 +78,7 @@ def read_ahead(function, jobs, *, workers, label):
     """Yields function(job) for each job in order, from threads a few jobs ahead, with a progress bar on stderr."""
     from plum_jax.console import Progress
 
-    waiting = collections.deque()
+    waiting, workers = collections.deque(), max(1, min(workers, len(jobs)))
     with concurrent.futures.ThreadPoolExecutor(workers) as threads, Progress(total=len(jobs), label=label, unit="image") as bar:
         for number in range(len(jobs) + 4 * workers):
             if number < len(jobs):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 from data_pipelines.conversation import END, IMAGE, Span, answer_spans
@@ -22,6 +23,7 @@ QUESTION_TYPES = (
     "whole_to_part",
 )
 FIELDS = ("image_path", "image_label", "question", "question_type", "answer_choices", "answer_types", "answer_parts")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 OBJECT_FIELDS = ("object_question", "object_answer_choices", "object_answer_types", "object_answer_classes")
 
 
@@ -139,12 +141,15 @@ def _check_choices(entry, choices, types, third, fail):
 
 
 def _check_reserved(entry, fields, fail):
-    """`<image>` and `</s>` are tokens of the conversation: in a text they would end it or stand for a second image."""
+    """`<image>` and `</s>` are tokens of the conversation: in a text they would end it or stand for a second image. Half of a
+    surrogate pair is no character, and no tokenizer takes it."""
     for field in fields:
         for text in entry[field] if isinstance(entry[field], list) else [entry[field]]:
             for token in (IMAGE, END):
                 if isinstance(text, str) and token in text:
                     fail(field, f"remove the reserved {token} from the text")
+            if isinstance(text, str) and HALF_CHARACTER.search(text):
+                fail(field, "write whole characters, not half of a surrogate pair")
 
 
 def _check_correct_parts(entry, fail):

@@ -8,7 +8,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from data_pipelines.build_sources import open_named, source_class
-from data_pipelines.example import record_text
 from data_pipelines.kinds import KINDS
 from data_pipelines.layout import ABOUT, VERSION, config_name
 from data_pipelines.storing import BadRecord, Recorder, is_storable
@@ -85,4 +84,4 @@ class FamilyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             except BadRecord as bad:
                 logging.warning("record %d left out, %s: %s", index, bad.reason, bad)
                 continue
-            yield index, {"key": key, "image": image, "record": record_text(record)}
+            yield index, {"key": key, "image": image, "record": record}

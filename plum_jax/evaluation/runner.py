@@ -42,6 +42,11 @@ class Sizes(NamedTuple):
     masks: int = 32  # answers whose masks are decoded together
 
 
+def _picture(question):
+    """What is encoded once: an image with the box that is drawn into it."""
+    return question.image_path, question.highlight_box
+
+
 class Runner:
     """A model and the questions to run it over.
 
