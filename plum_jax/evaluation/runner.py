@@ -144,7 +144,8 @@ class Runner:
             start = encoded.image_position + 1
             prefix = self.programs.prefix(image_tokens, encoded.tokens[:start])
             self._score(prefix, start, [(o, group) for o in outcomes for group in o.groups.values()])
-            self._score(prefix, start, self._second_questions(outcomes))
+            if OWN in self.modes:
+                self._score(prefix, start, self._second_questions(outcomes))
             for outcome in outcomes:
                 self._assemble(outcome)
         if GENERATED in self.modes:
@@ -171,11 +172,8 @@ class Runner:
 
     def _score(self, prefix, start, items):
         """Scores the choices of [(outcome, group)] and reads the rows that are wanted of them."""
-        shapes = {}
-        for item in items:
-            shapes.setdefault(self.buckets(item[1]), []).append(item)
-        for shape in sorted(shapes):
-            for batch in self.programs.rounds(shapes[shape], lambda item: item[0].place, self.sizes.questions):
+        for shape, members in self.buckets.fill([(self.buckets(item[1]), item) for item in items], self.sizes.questions):
+            for batch in self.programs.rounds(members, lambda item: item[0].place, self.sizes.questions):
                 arrays = self._arrays(batch, shape, start)
                 scores = self.programs.score(prefix, arrays)
                 values = jax.device_get({name: getattr(scores, name) for name in MEASURES})
