@@ -14,6 +14,7 @@ CORE = [
     "grain>=0.2.15,<0.3",
     JAX,
     "jinja2>=3.1",
+    "jsonschema>=4.23,<5",
     "ml_collections>=1.0",
     "numpy>=2.0",
     "optax>=0.2.6,<0.3",
@@ -39,7 +40,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["plum_jax", "plum_jax.*", "data_pipelines", "data_pipelines.*", "configs", "configs.*"]),
     package_data={
-        "plum_jax": ["assets/**/*", "report/*.html", "report/*.css", "report/*.js", "report/**/*.html"],
+        "plum_jax": ["assets/**/*", "evaluation/*.json", "report/*.css", "report/*.json", "report/**/*.html"],
         "data_pipelines": ["*.html", "*.css"],
     },
     install_requires=CORE,

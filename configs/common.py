@@ -47,5 +47,15 @@ def faithful(config, stage):
     config.loss.update(tag_positions="all", average="micro_batch", tversky_clamp=False)
     config.optim.update(schedule=REFERENCE_SCHEDULES[stage], accumulate_dtype="bfloat16", clip_norm=0.0)
     config.eval.update(
-        mc_score="full_mean", mc_dtype="bfloat16", tie="first", empty_union="one", span_scope="all", feedback=False
+        mc_score="full_mean",
+        mc_dtype="bfloat16",
+        tie="first",
+        empty_union="one",
+        span_scope="all",
+        feedback=False,
+        ignore255_as_fg=True,
+        grounding="gt_answer_gt_spans",
+        match="paired",
+        all_span_occurrences=True,
     )
+    config.vqa.metric = "contains"

@@ -91,8 +91,10 @@ def get_config(arg=""):
     config.train = dict(steps=12500 if options.stage == "0shot" else 500, log_every=10, save_every=100, keep=2)
     config.eval = dict(
         mc_score="answer_mean", mc_dtype="float32", tie="wrong", empty_union="one", span_scope="assistant", feedback=True,
-        min_score=0.0, max_new_tokens=512,
+        min_score=0.0, max_new_tokens=512, ignore255_as_fg=False,
+        grounding="pred_answer_pred_spans", match="paired_strict", all_span_occurrences=False,
     )
+    config.vqa = dict(metric="official")
     if options.reference:
         faithful(config, options.stage)
         if options.stage == "0shot":  # up to five classes or phrases of an image, and SAM encodes every image

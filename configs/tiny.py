@@ -55,6 +55,8 @@ def get_config(arg=""):
     config.train = dict(steps=600, log_every=20, save_every=200, keep=2)
     config.eval = dict(
         mc_score="answer_mean", mc_dtype="float32", tie="wrong", empty_union="one", span_scope="assistant", feedback=True,
-        min_score=0.0, max_new_tokens=64,
+        min_score=0.0, max_new_tokens=64, ignore255_as_fg=False,
+        grounding="pred_answer_pred_spans", match="paired_strict", all_span_occurrences=False,
     )
+    config.vqa = dict(metric="official")
     return config

@@ -4,10 +4,6 @@ import collections
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
-import plum_jax.report
 from data_pipelines.conversation import answer_spans
 from data_pipelines.folders import within
 from data_pipelines.images import load_image
@@ -15,10 +11,10 @@ from data_pipelines.masks import part_masks
 from data_pipelines.partonomy.records import Question
 from plum_jax.errors import UserError
 from plum_jax.report.cards import Overlay
+from plum_jax.report.page import render as render_page
 from plum_jax.report.pictures import COLOURS, jpeg_uri, mask_uri, pin
 
 HERE = Path(__file__).parent
-STYLES = (Path(plum_jax.report.__file__).parent / "style.css", HERE / "gallery.css")
 
 
 @dataclass(frozen=True)
@@ -75,18 +71,8 @@ def render(folder, entries, heading, *, follow_links=False):
 
 def page(cards, heading, noun, indices):
     """[Card] -> HTML text without scripts or outside addresses. `indices`: {what: [(name, [numbers of cards])]}."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = Markup("".join(path.read_text(encoding="utf-8") for path in STYLES))
-    text = environment.get_template("gallery.html").render(
-        heading=heading, cards=cards, noun=noun, indices=list(indices.items()), style=style
-    )
-    return text.encode("utf-8", "replace").decode("utf-8")  # a JSON file may hold halves of surrogate pairs
+    content = {"heading": heading, "cards": cards, "noun": noun, "indices": list(indices.items())}
+    return render_page("gallery.html", folder=HERE, styles=[HERE / "gallery.css"], **content)
 
 
 def make_card(folder, entry, *, follow_links=False):

@@ -20,18 +20,18 @@ def decode_rle(counts, hw):
     from the fourth run on it is the difference to the run two before. (pycocotools writes these strings, but reads a malformed
     one without noticing and returns what was in memory.)
     """
-    runs = _runs(counts, hw)
+    runs = runs_of(counts, hw)
     bits = (np.arange(len(runs)) % 2).astype(np.uint8)
     return np.ascontiguousarray(np.repeat(bits, runs).reshape(hw[1], hw[0]).T)
 
 
 def rle_area(counts, hw):
     """Number of pixels of a mask in run lengths, without decoding it. Raises ValueError as `decode_rle` does."""
-    return int(_runs(counts, hw)[1::2].sum())
+    return int(runs_of(counts, hw)[1::2].sum())
 
 
-def _runs(counts, hw):
-    """int64[R]: lengths of runs of zeros and ones in turn, which fill a mask of size hw."""
+def runs_of(counts, hw):
+    """int64[R]: lengths of runs of zeros and ones in turn, which fill a mask of size hw. ValueError when they do not."""
     runs = _unpack_runs(counts) if isinstance(counts, str) else _plain_runs(counts)
     if runs.sum() != hw[0] * hw[1] or (runs < 0).any():
         raise ValueError(f"run lengths cover {runs.sum()} pixels, size {tuple(hw)} has {hw[0] * hw[1]}")

@@ -85,6 +85,12 @@ class ReasonSeg:
         """-> {"key", "image", "queries", "responses", "is_sentence", "explanation", "mask"}; None for a missing text."""
         return self._records[index]
 
+    def ignored(self, index):
+        """Run lengths of what the `ignore` shapes cover, which an evaluation leaves out; None without any."""
+        record = self._records[index]
+        labels = label_map(read_annotation(Path(record["image"]).with_suffix(".json"))[2], record["mask"]["size"])
+        return encode_rle(labels == IGNORE) if (labels == IGNORE).any() else None
+
     def sample(self, index, rng):
         return self._draw(self._records[index], rng)
 
@@ -111,7 +117,7 @@ def _draw(record, rng, *, per_image, explanatory, span):
 
 def _dialogue(record, k, choice, span, rng):
     """Query k under choice 0 (mask), 1 (mask and explanation) or 2 (words alone)."""
-    query, (response, start, end) = record["queries"][k], _response(record, k, span)
+    query, (answer, start, end) = record["queries"][k], response(record, k, span)
     if choice == 0:
         requests = templates.LONG if record["is_sentence"] else templates.SHORT
         question = requests[rng.integers(len(requests))].format(query=query)
@@ -119,21 +125,21 @@ def _dialogue(record, k, choice, span, rng):
         question = f"{IMAGE}\n{query}"
     if choice == 1:
         question += f" {templates.EXPLAIN[rng.integers(len(templates.EXPLAIN))]}"
-        response += f" {record['explanation']}"
+        answer += f" {record['explanation']}"
     if choice == 2:
-        return Dialogue(((question, response),))
-    return Dialogue(((question, response),), (Span(0, start, end),), (0,))
+        return Dialogue(((question, answer),))
+    return Dialogue(((question, answer),), (Span(0, start, end),), (0,))
 
 
-def _response(record, k, span):
+def response(record, k, span):
     """-> (response to query k, first character of its span, last + 1)."""
     if record["responses"][k] is not None:
         return record["responses"][k], 0, len(record["responses"][k])
     carrier = templates.LONG_CARRIER if record["is_sentence"] else templates.SHORT_CARRIER
     query = record["queries"][k] if record["is_sentence"] else record["queries"][k].rstrip(" .?!")
-    response = carrier.format(query=query)
+    answer = carrier.format(query=query)
     start = carrier.index("{query}")
-    return (response, start, start + len(query)) if span == "query" else (response, 0, len(response))
+    return (answer, start, start + len(query)) if span == "query" else (answer, 0, len(answer))
 
 
 def label_map(shapes, hw):

@@ -48,6 +48,8 @@ class ReferSource:
       dataset: of `LAYOUTS`. split: of `SPLITS`; "test" is all test splits together.
       per_image: most phrases of one sample.
       split_by: whose division into splits, where it is not the usual one ("unc", for refCOCOg "umd").
+      every_sentence: for evaluation: every sentence of every expression, in the order of the file, also those that stand twice
+        or mean different things in one image.
 
     `listed` is the number of images that have phrases of the split; `skipped` says what was left out, by reason. Raises
     UserError for missing or malformed files, a pickle that calls something, and a split without phrases.
@@ -55,7 +57,7 @@ class ReferSource:
 
     family, grounded = "refer", True
 
-    def __init__(self, root, *, dataset, split="train", per_image=3, split_by=None):
+    def __init__(self, root, *, dataset, split="train", per_image=3, split_by=None, every_sentence=False):
         if dataset not in LAYOUTS:
             raise UserError(f"data set {dataset!r} has no referring expressions that are known; use {', '.join(LAYOUTS)}")
         if split not in SPLITS:
@@ -75,7 +77,7 @@ class ReferSource:
         if not wanted:
             known = ", ".join(sorted({ref.split for ref in refs})) or "none at all"
             raise UserError(f"{folder / dataset}: has no expression of split {split!r}; it has {known}")
-        self.listed = len(wanted)
+        self.listed, self._every_sentence = len(wanted), every_sentence
         self._segmentations = Segmentations()
         self._records = self._read(read_coco(self.path, advice), wanted, advice)
         if not self._records:
@@ -123,7 +125,7 @@ class ReferSource:
 
     def _phrases(self, refs, targets):
         """Refs of one image -> [(phrase, segmentation numbers)] in order, each phrase once."""
-        meanings = {}
+        meanings, asked = {}, []
         for ref in refs:
             keys = [(ref.image_id, target) for target in ref.annotation_ids]
             if not all(key in targets for key in keys):
@@ -135,6 +137,9 @@ class ReferSource:
                     self.skipped["phrase that is empty or holds a reserved word"] += 1
                 else:
                     meanings.setdefault(phrase, set()).add(numbers)
+                    asked.append((phrase, numbers))
+        if self._every_sentence:
+            return asked
         self.skipped["phrase with several meanings in one image"] += sum(len(found) > 1 for found in meanings.values())
         return [(phrase, min(found)) for phrase, found in meanings.items() if len(found) == 1]
 

@@ -102,6 +102,13 @@ class LabelMapSource:
         about, labels, classes = self._classes(index)
         return {**about, "classes": [[name, encode_rle(np.isin(labels, values))] for name, values in classes.items()]}
 
+    def ignored(self, index):
+        """Run lengths of the pixels that nobody labelled or whose class is not asked for, which an evaluation leaves out."""
+        labels = read_label_map(self._labels / self._records[index][1])
+        unnamed = [value for value, name in enumerate(self.names) if name is None]
+        ignored = np.isin(labels, [IGNORED, *unnamed])
+        return encode_rle(ignored) if ignored.any() else None
+
     def sample(self, index, rng):
         """The same as `drawing` gives for the record; only the masks that were drawn are made.
 

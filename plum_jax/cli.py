@@ -12,6 +12,15 @@ COMMANDS = {
     "quickstart": ("plum_jax.quickstart", "synthetic data, train the tiny model, evaluate, predict, report"),
     "train": ("plum_jax.train", "train any config; the same command resumes"),
     "evaluate": ("plum_jax.evaluate", "score a checkpoint on a benchmark"),
+    "score": {
+        "partonomy": ("plum_jax.score", "prediction files of any model -> the full table; no model needed"),
+        "refer": ("plum_jax.evaluation.refer", "the same for referring expressions"),
+        "reason": ("plum_jax.evaluation.reason", "the same for ReasonSeg"),
+        "semantic": ("plum_jax.evaluation.semantic", "the same for label maps"),
+        "vqa": ("plum_jax.evaluation.vqa", "the same for TextVQA and GQA"),
+        "pope": ("plum_jax.evaluation.pope", "the same for POPE"),
+        "hallucination": ("plum_jax.evaluation.hallucination", "the same for parts that are there or not"),
+    },
     "predict": ("plum_jax.predict", "images -> text, masks, COCO JSON, overlays"),
     "convert": ("plum_jax.convert.command", "PyTorch and Hugging Face checkpoints -> ours, and back"),
     "export": ("plum_jax.serving.command", "a checkpoint as programs and parameters for serving"),
@@ -24,7 +33,7 @@ COMMANDS = {
         "stats": ("data_pipelines.stats", "count what a data set holds"),
         "show": ("data_pipelines.show", "one HTML page of samples with images, masks and answers"),
     },
-    "report": ("plum_jax.report", "one HTML file about a run"),
+    "report": ("plum_jax.report", "a run or evaluations as a page, JSON and LaTeX tables"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
 

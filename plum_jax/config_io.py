@@ -10,7 +10,9 @@ from pathlib import Path
 from plum_jax.errors import UserError
 
 # Keys that may change between two runs of one folder: they alter how the work is done, or how much of it, not what it is.
-RESUMABLE = ("train.", "mesh.", "eval.", "data.workers", "data.cache", "data.folder", "data.root", "data.micro_batches", "base")
+RESUMABLE = (
+    "train.", "mesh.", "eval.", "vqa.", "data.workers", "data.cache", "data.folder", "data.root", "data.micro_batches", "base",
+)  # fmt: skip
 ANY_LENGTH = {"model.sam.global_blocks": int, "data.sources": dict, "data.grounded": int}  # tuples whose length is a choice
 
 

@@ -6,16 +6,35 @@ from pathlib import Path
 
 from plum_jax import cli, config_io, console
 from plum_jax.errors import UserError
+from plum_jax.evaluation import benchmarks
 from plum_jax.evaluation.folder import PROTOCOLS, check_calibrate, evaluate_folder
 from plum_jax.evaluation.question_set import question_path, questions_of
 from plum_jax.run_record import RunRecord
 
-BENCHMARKS = ("partonomy",)
+BENCHMARKS = ("partonomy", *benchmarks.MODULES)
 
 
 def main(argv=None):
     """Entry point of `plum evaluate`."""
-    parser = cli.Parser(prog="plum evaluate", description="Score a checkpoint on a benchmark.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(word.split("=")[0] == "--compare" for word in argv):
+        from plum_jax import compare
+
+        compare.main(argv)
+    elif argv and argv[0] in benchmarks.MODULES:
+        from plum_jax.evaluation import benchmark_command
+
+        benchmark_command.main(argv[0], argv[1:])
+    else:
+        partonomy(argv)
+
+
+def partonomy(argv):
+    """`plum evaluate partonomy`."""
+    parser = cli.Parser(
+        prog="plum evaluate",
+        description="Score a checkpoint on a benchmark. With --compare A B: two evaluations side by side (--compare --help).",
+    )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     config_io.add_config_flag(parser, default=None)
     add_checkpoint_flags(parser)

@@ -88,6 +88,12 @@ def encode_images(graphdef, params, clip_pixels, sam_pixels, resized_hw):
     return model.image_tokens(clip_pixels), model.image_embeddings(sam_pixels, resized_hw)
 
 
+@jit
+def image_tokens(graphdef, params, clip_pixels):
+    """uint8[B, I, I, 3] -> [B, P, D]: what the language model sees of images that SAM need not see."""
+    return bind(graphdef, params).image_tokens(clip_pixels)
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def run_prefix(graphdef, params, image_tokens, tokens, *, dtype="float32"):
     """The shared start of all rows.

@@ -20,6 +20,11 @@ SWITCHES = {  # the first value is the default
     "eval.mc_dtype": ("float32", "bfloat16"),
     "eval.tie": ("wrong", "first"),
     "eval.empty_union": ("one", "zero", "skip"),
+    "eval.grounding": ("pred_answer_pred_spans", "gt_answer_pred_spans", "gt_answer_gt_spans"),
+    "eval.match": ("paired_strict", "paired", "greedy", "hungarian", "union"),
+    "eval.all_span_occurrences": (False, True),
+    "eval.ignore255_as_fg": (False, True),
+    "vqa.metric": ("official", "contains"),
 }
 
 

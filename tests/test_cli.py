@@ -75,7 +75,7 @@ def test_user_error_is_one_sentence_and_status_2(capsys):
         (["predict", "a.png"], "required: --prompt, --out"),
         (["predict", "a.png", "--prompt", "x", "--out", "o", "--batch-size", "two"], "--batch-size: invalid int value: 'two'"),
         (["evaluate", "coco"], "invalid choice: 'coco'"),
-        (["report"], "required: folder"),
+        (["report"], "required: FOLDER"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_with_a_hint(command, said, capsys):

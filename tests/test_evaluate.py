@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plum_jax import cli, coco, evaluate
+from plum_jax import cli, coco, evaluate, score
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
 from plum_jax.evaluation.choosing import PUBLISHED, choices_of
@@ -305,3 +305,13 @@ def test_faithful_masks_see_no_other_mask(run, faithful_run):
         assert same[0]
         later += same[1:]
     assert not all(later)
+
+
+def test_plum_score_gives_the_same_numbers_from_the_predictions_alone(run):
+    """The file that `plum evaluate` wrote, read as that of any other model."""
+    folder, out, _, results, records = run
+    again, lines = score.score_files([out / "predictions.jsonl"], folder / "partonomy_qa_pairs_test.json")
+    assert json.loads(json.dumps(lines)) == records
+    assert json.loads(json.dumps(again["protocols"])) == json.loads(json.dumps(results["protocols"]))
+    assert again["summary"] == results["summary"] and again["counts"]["scored"] == results["counts"]["scored"]
+    assert {again["settings"][name] == results["settings"][name] for name in again["settings"]} == {True}

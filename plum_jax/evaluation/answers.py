@@ -2,21 +2,26 @@
 
 import numpy as np
 
+from plum_jax.evaluation.occurrences import token_ranges
 from plum_jax.evaluation.outcome import Masks, Said
 from plum_jax.evaluation.spans import bio_counts, decode_spans, named_spans, span_counts, strip
 from plum_jax.inference import characters, pool, token_offsets
 
 
-def constructed(row, readout, shift):
+def constructed(row, readout, shift, everywhere=False):
     """The spans where the answer's renderer put the part names (published protocol).
 
     Args:
       row: rows.Row. readout: greedy.Readout of the row. shift: token t behind the image stands at t + shift of the readout.
+      everywhere: instead, every place where a search finds a name, as the published evaluation does (D 4.1.5).
     """
-    ranges = row.targets
+    ranges, parts = row.targets, list(row.choice.parts)
+    if everywhere:
+        found = token_ranges(row.encoded, parts)
+        ranges, parts = [tokens for tokens, _ in found], [name for _, name in found]
     chars = [row.characters(*span) for span in ranges]
     return Said(
-        row.answer, row.choice.index, ranges, chars, list(row.choice.parts), Masks(pool(readout.features[shift:], ranges)),
+        row.answer, row.choice.index, ranges, chars, parts, Masks(pool(readout.features[shift:], ranges)),
         [1.0] * len(ranges),
     )  # fmt: skip
 

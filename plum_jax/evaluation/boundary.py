@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from plum_jax import coco
+from plum_jax.evaluation import run_lengths
 
 DILATION_RATIO = 0.02  # of the image's diagonal: their choice for COCO-sized images
 
@@ -20,14 +20,7 @@ def distance(hw, ratio=DILATION_RATIO):
 
 def rim(mask, width):
     """bool[H, W] -> bool[H, W]: the pixels that `width` erosions by a 3 x 3 square would remove."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return np.zeros_like(mask)
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    result = np.zeros_like(mask)
-    inside = mask[box]
-    result[box] = inside & ~_erode(_erode(inside, width).T, width).T
-    return result
+    return mask & ~_erode(_erode(mask, width).T, width).T
 
 
 def _erode(mask, width):
@@ -47,7 +40,13 @@ def _erode(mask, width):
 
 @functools.lru_cache(maxsize=512)
 def _rim_of(counts, hw, width):
-    return coco.encode(rim(coco.decode({"size": list(hw), "counts": counts}), width))
+    rle = {"size": list(hw), "counts": counts}
+    left, top, w, h = run_lengths.bounds(rle)
+    columns = run_lengths.columns(rle, left, left + w)
+    rows = slice(top, top + h)
+    found = np.zeros_like(columns)
+    found[:, rows] = rim(columns[:, rows], width)
+    return run_lengths.from_columns(found, left, hw)
 
 
 def rim_of(rle, ratio=DILATION_RATIO):

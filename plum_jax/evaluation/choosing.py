@@ -10,10 +10,11 @@ PUBLISHED_MEASURE = "full_mean"
 PUBLISHED = PUBLISHED_MEASURE, "first"  # measure and rule for ties of the published protocol
 ORDER = {"part_to_whole": ("part", "object"), "whole_to_part": ("object", "part")}
 KINDS = ("part", "object")
+NO_ANSWER = -1  # in pairs of predicted and correct choice: equal to no choice
 
 
 def second_of(question_type):
-    """ "part" or "object": what the second of two questions asks for; None where there is one question."""
+    """What the second of two questions asks for, "part" or "object"; None where there is one question."""
     return ORDER[question_type][1] if question_type in TWO_TURN else None
 
 
@@ -49,6 +50,23 @@ def choices_of(question, prediction, measure, tie, *, end_to_end=False, own=None
     if own is not None and own.choice is not None:
         found["part"] = own.choice
     return found
+
+
+def answered(record, key):
+    """The choice that a record counts under `key` ("predicted", "object_predicted_published", ...).
+
+    None where the model gives no choices of that kind: the question does not count. NO_ANSWER where it does, but not for this
+    question (`unanswered` of the record): that is a wrong answer.
+    """
+    kind = "object" if key.startswith("object") else "part"
+    missing = record[key] is None and kind in record.get("unanswered", ())
+    return NO_ANSWER if missing else record[key]
+
+
+def named_parts(record, key):
+    """Parts of the choice that a record counts under `key`; none of no answer, None where there is nothing to count."""
+    choice = answered(record, key)
+    return None if choice is None else [] if choice == NO_ANSWER else record["choice_parts"][choice]
 
 
 def by_measure(records, tie):

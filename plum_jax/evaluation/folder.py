@@ -19,10 +19,12 @@ from plum_jax.evaluation.targets import image_hw
 from plum_jax.run_record import sha256_of, write_json
 from plum_jax.switches import switch
 
-SWITCHES = ("mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedback")  # of config.eval, written into the results
+SWITCHES = (  # of config.eval, written into the results
+    "mc_score", "mc_dtype", "tie", "empty_union", "span_scope", "feedback", "grounding", "match", "all_span_occurrences",
+)  # fmt: skip
 PREDICTING = (  # switches that change what is predicted
     "data.tokenizer_flavour", "data.clip_view", "eval.mc_score", "eval.mc_dtype", "eval.tie", "eval.span_scope",
-    "eval.feedback",
+    "eval.feedback", "eval.all_span_occurrences",
 )  # fmt: skip
 PROTOCOLS = {"published": GT_SPANS, "middle": GT_ANSWER, "end_to_end": OWN, "generation": GENERATED}
 CHEAP = ("published", "end_to_end")  # what quickstart reports: no decoding token by token
@@ -87,7 +89,7 @@ def evaluate_folder(
         "checkpoint": {"path": str(model.path), "sha256": model.sha256},
         "data": {"path": str(source), "sha256": about["questions"], "n_instances": len(questions)},
         "protocols": partonomy.protocols(records, switches["mc_score"], switches["tie"]),
-        "summary": partonomy.summary(records),
+        "summary": partonomy.summary(records, grounding=switches["grounding"], match=switches["match"]),
         "counts": partonomy.counts(records),
         "settings": {
             **switches, "min_score": model.min_score, "calibrated": model.calibrated, "protocols": about["protocols"],

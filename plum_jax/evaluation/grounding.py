@@ -4,6 +4,7 @@ import numpy as np
 
 from data_pipelines.conversation import answer_spans
 from plum_jax.evaluation import boundary, mask_relations, masks, run_lengths
+from plum_jax.evaluation.headline import floats
 from plum_jax.evaluation.part_names import by_rules, distinct_matches, exact
 from plum_jax.evaluation.text import normalise
 
@@ -19,13 +20,13 @@ def published(answer, parts, targets, empty_union):
     Returns:
       The `published` block of a record.
     """
-    found = [span.mask for span in answer.spans]
+    found, target = [span.mask for span in answer.spans], [targets.masks[part] for part in parts]
     names = [span.part or (parts[k] if k < len(parts) else None) for k, span in enumerate(answer.spans)]
-    target = [targets.masks[part] for part in parts]
-    ious, empty = _strategies(found, target, empty_union)
-    by_part = dict(reversed([(name, mask) for name, mask in zip(names, found, strict=True) if name]))  # the first of a part
-    strict, empty[STRICT] = _strict(by_part, parts, targets, empty_union)
-    rims = _paired_rims(found, target, empty_union)
+    matrix, both = _compare(found, target, empty_union)
+    ious, empty = _strategies(found, target, matrix, both, empty_union)
+    first = {name: k for k, name in reversed(list(enumerate(names))) if name in parts}
+    strict, empty[STRICT] = _strict(first, parts, matrix, both)
+    rims = _rim_ious(list(zip(found, target, strict=False)), empty_union)
     entries = [
         {"phrase": span.phrase, "char": _list(span.char), "mask": span.mask, "part": name,
          "iou": number(ious["paired"][k]) if k < len(target) else None}
@@ -35,8 +36,8 @@ def published(answer, parts, targets, empty_union):
         "spans": entries,
         "gmiou": masks.macro([ious["paired"]]),
         "ious": {name: numbers(values) for name, values in ious.items()},
-        "pair_ious": {part: number(value) for part, value in strict.items()},
-        "boundary_ious": numbers(rims),
+        "pair_ious": strict,
+        "boundary_ious": rims,
         "empty_pairs": empty,
         **_relations(found, targets),
     }
@@ -54,32 +55,34 @@ def named(answer, question, targets, lookup, empty_union, *, rules=False):
     Returns:
       The `middle`, `end_to_end` or `generation` block of a record.
     """
-    parts = list(question.correct_parts)
-    listed = _listed(answer, question)
-    entries, by_part, given, extra = [], {}, [], 0
-    for span in answer.spans:
+    parts, listed = list(question.correct_parts), _listed(answer, question)
+    place = {part: k for k, part in enumerate(targets.masks)}
+    matrix, both = _compare([span.mask for span in answer.spans], list(targets.masks.values()), empty_union)
+    entries, first, given, extra = [], {}, [], 0
+    for k, span in enumerate(answer.spans):
         part = _part_of(span, listed, lookup, rules)
-        iou = None
-        if part is not None:
-            iou = number(run_lengths.iou_matrix([span.mask], [targets.masks[part]], empty_union=empty_union)[0, 0])
         entry = {"phrase": span.phrase, "char": _list(span.char), "mask": span.mask, "score": span.score, "raw": span.raw}
+        iou = None if part is None else number(matrix[k, place[part]])
         entries.append({**entry, "status": span.status, "part": part, "iou": iou})
         if span.status == "ok":
-            given.append(span.mask)
-            extra += part is not None and (part in by_part or part not in parts)
+            extra += part is not None and (part in first or part not in parts)
             if part is not None:
-                by_part.setdefault(part, span.mask)
-    target = [targets.masks[part] for part in parts]
-    ious, empty = _strategies(given, target, empty_union)
-    strict, empty[STRICT] = _strict(by_part, parts, targets, empty_union)
+                first.setdefault(part, len(given))
+            given.append(k)
+    wanted, shown = np.ix_(given, [place[part] for part in parts]), [answer.spans[k].mask for k in given]
+    matrix, both, target = matrix[wanted], both[wanted], [targets.masks[part] for part in parts]
+    ious, empty = _strategies(shown, target, matrix, both, empty_union)
+    strict, empty[STRICT] = _strict(first, parts, matrix, both)
+    paired = [part for part in parts if part in first]
+    rims = dict(zip(paired, _rim_ious([(shown[first[p]], targets.masks[p]) for p in paired], empty_union), strict=True))
     return {
         "answer": answer.text,
         "choice": answer.choice,
         "status": "no_span_tagged" if not entries else "ok" if given else entries[0]["status"],
         "spans": entries,
-        "gmiou_strict": masks.macro([list(strict.values())]),
-        "pair_ious": {part: number(value) for part, value in strict.items()},
-        "boundary_pair_ious": _strict_rims(by_part, parts, targets, empty_union),
+        "gmiou_strict": masks.macro([floats(strict.values())]),
+        "pair_ious": strict,
+        "boundary_pair_ious": {part: rims.get(part, 0.0) for part in parts},
         "ious": {name: numbers(values) for name, values in ious.items()},
         "empty_pairs": empty,
         "span_counts": answer.span_counts,
@@ -88,8 +91,8 @@ def named(answer, question, targets, lookup, empty_union, *, rules=False):
         "extra_masks": extra,
         "masks": len(given),
         **_absent(answer, question, entries, lookup),
-        **_relations(given, targets),
-    }  # fmt: skip
+        **_relations(shown, targets),
+    }
 
 
 def named_parts(block, parts, synonyms=None):
@@ -134,47 +137,37 @@ def _absent(answer, question, entries, lookup):
     return {"absent_parts": len(absent), "absent_parts_with_mask": len(absent & with_mask)}
 
 
-def _strategies(found, target, empty_union):
+def _compare(found, target, empty_union):
+    """-> (IoU float64[n, m], bool[n, m] whether both masks are empty)."""
+    both = (run_lengths.areas(found) == 0)[:, None] & (run_lengths.areas(target) == 0)[None]
+    return run_lengths.iou_matrix(found, target, empty_union=empty_union), both
+
+
+def _strategies(found, target, matrix, both, empty_union):
     """-> ({strategy: IoUs of its pairs float64}, {strategy: how many of them are of two empty masks})."""
-    matrix = run_lengths.iou_matrix(found, target, empty_union=empty_union)
-    both = _both_empty(found, target)
     ious, empty = {}, {}
     for name in masks.STRATEGIES[:3]:
         pairs = masks.pair_indices(matrix, name)
         ious[name], empty[name] = matrix[pairs], int(both[pairs].sum())
     ious["union"], empty["union"] = np.zeros(0), 0
     if found and target:
-        one, other = [run_lengths.union(found)], [run_lengths.union(target)]
-        ious["union"] = run_lengths.iou_matrix(one, other, empty_union=empty_union)[0]
-        empty["union"] = int(_both_empty(one, other).sum())
+        one, nothing = _compare([run_lengths.union(found)], [run_lengths.union(target)], empty_union)
+        ious["union"], empty["union"] = one[0], int(nothing.sum())
     return ious, empty
 
 
-def _both_empty(found, target):
-    return (run_lengths.areas(found) == 0)[:, None] & (run_lengths.areas(target) == 0)[None]
+def _strict(first, parts, matrix, both):
+    """first: {part: row of its mask} -> ({part: IoU, 0 without a mask, None where skipped}, pairs of two empty masks)."""
+    ious = {part: number(matrix[first[part], j]) if part in first else 0.0 for j, part in enumerate(parts)}
+    return ious, sum(int(both[first[part], j]) for j, part in enumerate(parts) if part in first)
 
 
-def _strict(by_part, parts, targets, empty_union):
-    """-> ({part: IoU, 0 without a mask}, pairs of two empty masks)."""
-    ious, empty = {}, 0
-    for part in parts:
-        ious[part] = 0.0
-        if part in by_part:
-            pair = [by_part[part]], [targets.masks[part]]
-            ious[part] = float(run_lengths.iou_matrix(*pair, empty_union=empty_union)[0, 0])
-            empty += int(_both_empty(*pair).sum())
-    return ious, empty
-
-
-def _strict_rims(by_part, parts, targets, empty_union):
-    rims = {part: _paired_rims([by_part[part]], [targets.masks[part]], empty_union)[0] for part in parts if part in by_part}
-    return {part: number(rims.get(part, 0.0)) for part in parts}
-
-
-def _paired_rims(found, target, empty_union):
-    """Boundary IoU of (found[i], target[i]): float64[min(n, m)]."""
-    pairs = [([boundary.rim_of(f)], [boundary.rim_of(t)]) for f, t in zip(found, target, strict=False)]
-    return np.array([run_lengths.iou_matrix(*pair, empty_union=empty_union)[0, 0] for pair in pairs], np.float64)
+def _rim_ious(pairs, empty_union):
+    """Boundary IoU of each pair of masks, None where skipped."""
+    if not pairs:
+        return []
+    found, target = ([boundary.rim_of(mask) for mask in side] for side in zip(*pairs, strict=True))
+    return numbers(np.diagonal(run_lengths.iou_matrix(found, target, empty_union=empty_union)))
 
 
 def _relations(found, targets):

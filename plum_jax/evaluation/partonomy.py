@@ -4,6 +4,7 @@ Predictions come from `plum evaluate` or from any other model; nothing here need
 results.json and the summary of a run, is in `partonomy_results`, whose names are here too.
 """
 
+from plum_jax.errors import UserError
 from plum_jax.evaluation import baselines, grounding, mask_relations
 from plum_jax.evaluation.choosing import PUBLISHED, PUBLISHED_MEASURE, choices_of  # noqa: F401
 from plum_jax.evaluation.part_names import PartLookup, by_rules, matches
@@ -46,7 +47,7 @@ class Scorer:
           question: records.Question. prediction: its Prediction. hw: size of the upright image; unused when it was skipped.
 
         Raises:
-          UserError: a target mask cannot be read or has another size.
+          UserError: a target mask cannot be read, or a mask has another size than the image.
         """
         record = {
             "instance_id": f"{self.split}/{prediction.index:06d}",
@@ -57,6 +58,7 @@ class Scorer:
         if prediction.skipped:
             return {**record, "skipped": prediction.skipped}
         targets = targets_of(question, hw, self.source, prediction.index)
+        _check_sizes(prediction, targets.hw)
         parts = list(question.correct_parts)
         return {
             **record,
@@ -120,6 +122,18 @@ class Scorer:
 def score_instance(question, prediction, hw, settings=DEFAULTS, *, split="", source="questions"):
     """`Scorer.score` of one question."""
     return Scorer(split, source, settings).score(question, prediction, hw)
+
+
+def _check_sizes(prediction, hw):
+    """The COCO library takes masks of different sizes without a word."""
+    for answer in prediction.answers.values():
+        for span in answer.spans:
+            size = tuple(span.mask["size"])
+            if size != hw:
+                raise UserError(
+                    f"prediction of question {prediction.index}: mask of {span.phrase!r} is {size[0]} x {size[1]}, its image "
+                    f"{hw[0]} x {hw[1]}; give masks at the size of the upright image"
+                )
 
 
 def _asked(question):

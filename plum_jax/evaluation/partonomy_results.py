@@ -8,7 +8,7 @@ import numpy as np
 
 from plum_jax.evaluation import headline, masks, spans, text
 from plum_jax.evaluation import result_groups as groups
-from plum_jax.evaluation.choosing import PUBLISHED
+from plum_jax.evaluation.choosing import PUBLISHED, answered, named_parts
 from plum_jax.evaluation.headline import floats
 from plum_jax.evaluation.prediction import GT_ANSWER, GT_SPANS, OWN
 
@@ -71,7 +71,8 @@ def protocols(records, measure="answer_mean", tie="wrong"):
 
 def _chose(record, protocol):
     """A model that gives no masks still has text results in the two protocols with choices."""
-    return record.get({"published": "predicted_published", "end_to_end": "predicted"}.get(protocol)) is not None
+    key = {"published": "predicted_published", "end_to_end": "predicted"}.get(protocol)
+    return key is not None and answered(record, key) is not None
 
 
 def published(records):
@@ -159,12 +160,12 @@ def _intervals(records, have, ratios, protocol, part_key=None, object_key=None):
     """Bootstrap intervals over images: of masks over the records that have an answer, of choices over all."""
     found = headline.intervals(have, ratios)
     if part_key:
-        objects = [(r[object_key], r["object_correct"]) for r in records]
-        stated = [(r["choice_parts"][r[part_key]], r["gt_parts"]) if r[part_key] is not None else None for r in records]
-        exact = [s and (text.part_matches(*s), len(s[0]), len(s[1])) for s in stated]
+        objects = [(answered(r, object_key), r["object_correct"]) for r in records]
+        stated = [(named_parts(r, part_key), r["gt_parts"]) for r in records]
+        exact = [None if s is None else (text.part_matches(s, gt), len(s), len(gt)) for s, gt in stated]
         rules = [(r.get("part_matches_rules") or {}).get(protocol) for r in records]
         choices = {
-            ("mc_part_text", "accuracy"): headline.accuracy_ratio([(r[part_key], r["correct"]) for r in records]),
+            ("mc_part_text", "accuracy"): headline.accuracy_ratio([(answered(r, part_key), r["correct"]) for r in records]),
             ("mc_object_text", "accuracy"): headline.accuracy_ratio(objects),
             **headline.text_ratios("part_text", exact),
             **headline.text_ratios("part_text_rules", rules),
@@ -197,7 +198,7 @@ def summary(records, n_skipped=0, *, grounding=OWN, match="paired_strict"):
 
 
 def _object_accuracy(records):
-    asked = [(r["object_predicted"], r["object_correct"]) for r in records if r["object_correct"] is not None]
+    asked = [(answered(r, "object_predicted"), r["object_correct"]) for r in records if r["object_correct"] is not None]
     asked = [pair for pair in asked if pair[0] is not None]
     return text.accuracy(asked)["accuracy"] if asked else None
 
@@ -208,7 +209,7 @@ def _summarise(records, grounding, match):
     chosen = [r[BLOCK_OF[grounding]] for r in records if r.get(BLOCK_OF[grounding]) is not None]
     pairs = [floats(b["pair_ious"].values() if match == "paired_strict" else b["ious"][match]) for b in chosen]
     counted = [b["span_counts"] for b in own if b.get("span_counts")]
-    stated = [(r["predicted"], r["correct"]) for r in records if r["predicted"] is not None]
+    stated = [(p, r["correct"]) for r in records if (p := answered(r, "predicted")) is not None]
     return {
         "span_f1": spans.span_scores(counted)["f1"] if counted else None,
         "gmiou_macro": masks.macro(pairs),

@@ -72,6 +72,10 @@ class Programs:
         """As generate.encode_images."""
         return self._run(generate.encode_images, (SPLIT, SPLIT, SPLIT), SPLIT)(clip_pixels, sam_pixels, resized_hw)
 
+    def image_tokens(self, clip_pixels):
+        """As generate.image_tokens."""
+        return self._run(generate.image_tokens, (SPLIT,), SPLIT)(clip_pixels)
+
     def prefix(self, image_tokens, tokens):
         """As generate.run_prefix."""
         return self._run(generate.run_prefix, (SPLIT, P()), PREFIX, dtype=self.dtype)(image_tokens, tokens)

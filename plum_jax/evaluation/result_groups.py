@@ -5,7 +5,7 @@ import numpy as np
 from plum_jax.evaluation import calibration, masks, spans, text
 from plum_jax.evaluation.area_bins import by_area
 from plum_jax.evaluation.baselines import NAMES as BASELINES
-from plum_jax.evaluation.choosing import by_measure, two_questions
+from plum_jax.evaluation.choosing import answered, by_measure, named_parts, two_questions
 from plum_jax.evaluation.headline import floats
 
 STRICT = "gmIoU-paired_strict"
@@ -38,15 +38,16 @@ def reduce(pairs, macro="mask_macro", micro="mask_micro"):
 
 def choice_text(records, part_key, object_key, protocol):
     """Text groups of the chosen answers. The first four are those of D 5.9."""
-    stated = [r for r in records if r[part_key] is not None]
-    chosen = [(r["choice_parts"][r[part_key]], r["gt_parts"]) for r in stated]
+    stated = [r for r in records if answered(r, part_key) is not None]
+    chosen = [(named_parts(r, part_key), r["gt_parts"]) for r in stated]
     objects = [r for r in records if r["object_correct"] is not None]
+    asked = [(answered(r, object_key), r["object_correct"]) for r in objects]
     rules = [c for c in ((r.get("part_matches_rules") or {}).get(protocol) for r in records) if c]
     return {
         "part_text": text.part_text(chosen),
         "random_part_text": text.random_part_text([r["choice_parts"] for r in records], [r["gt_parts"] for r in records]),
-        "mc_part_text": text.accuracy([(r[part_key], r["correct"]) for r in stated]),
-        "mc_object_text": text.accuracy([(r[object_key], r["object_correct"]) for r in objects if r[object_key] is not None]),
+        "mc_part_text": text.accuracy([(answered(r, part_key), r["correct"]) for r in stated]),
+        "mc_object_text": text.accuracy([(o, c) for o, c in asked if o is not None]),
         "part_text_rules": text.precision_recall_f1(*np.sum(rules, axis=0).tolist()) if rules else None,
         "random_accuracy": {
             "part": float(np.mean([1 / len(r["choices"]) for r in records])) if records else None,
@@ -74,8 +75,8 @@ def areas(records, blocks):
 
 
 def _with_areas(record, block):
-    shares = record.get("gt_areas")
-    return list(zip(shares, block["pair_ious"].values(), strict=True)) if shares and "pair_ious" in block else []
+    shares = dict(zip(record["gt_parts"], record.get("gt_areas") or (), strict=False))
+    return [(shares[part], iou) for part, iou in block.get("pair_ious", {}).items() if part in shares]
 
 
 def relations(records, blocks):
@@ -116,7 +117,7 @@ def tagging(blocks):
     counts = [b["span_counts"] for b in blocks if b.get("span_counts")]
     tags = [np.array(b["bio_counts"]) for b in blocks if b.get("bio_counts")]
     return {
-        "span": spans.span_scores(counts) if counts or not blocks else None,
+        "span": spans.span_scores(counts) if counts else None,
         "bio_accuracy": spans.bio_accuracy(sum(tags)) if tags else None,
     }
 

@@ -7,7 +7,7 @@ comes from a file once; the other functions trust their arguments.
 import numpy as np
 from pycocotools import mask as rle_codec
 
-from data_pipelines.masks import rle_area
+from data_pipelines.masks import rle_area, runs_of
 from plum_jax.evaluation.masks import EMPTY_UNION
 
 MOST_AT_ONCE = 255  # rle_codec.area fails on longer lists
@@ -35,8 +35,7 @@ def areas(rles):
 def iou_matrix(predicted, target, *, empty_union="one"):
     """IoU of every predicted mask with every target mask, both of one size: float64[n, m].
 
-    The same numbers as `masks.iou_matrix` of the decoded masks. `empty_union` is the score of two empty masks, a key of
-    `masks.EMPTY_UNION`.
+    `empty_union` is the score of two empty masks, a key of `masks.EMPTY_UNION`; "skip" gives NaN, which the means leave out.
     """
     if not len(predicted) or not len(target):
         return np.zeros((len(predicted), len(target)))
@@ -62,15 +61,26 @@ def union(rles):
     return {"size": list(rles[0]["size"]), "counts": merged["counts"].decode("ascii")}
 
 
+def columns(rle, start, stop):
+    """Columns start to stop of a mask, decoded: bool[stop - start, H]. Costs nothing for the others."""
+    height, width = rle["size"]
+    edges = np.concatenate([[0], np.cumsum(runs_of(rle["counts"], (height, width)))])
+    inside = np.diff(np.clip(edges, start * height, stop * height))
+    return np.repeat(np.arange(len(inside)) % 2 == 1, inside).reshape(stop - start, height)
+
+
+def from_columns(found, start, hw):
+    """bool[n, H], n columns from `start` on, the others empty -> a mask of size hw."""
+    flat = np.zeros(found.size + 2, bool)
+    flat[1:-1] = found.reshape(-1)
+    return _from_edges(np.flatnonzero(flat[1:] != flat[:-1]) + start * hw[0], hw)
+
+
 def box(left, top, width, height, hw):
     """A filled rectangle of at least one pixel inside the image, as a mask."""
-    if height == hw[0]:  # whole columns are one run
-        starts, height = np.array([left * hw[0]]), width * hw[0]
-    else:
-        starts = (left + np.arange(width)) * hw[0] + top
-    edges = np.stack([starts, starts + height], 1).ravel()
-    runs = np.diff(np.concatenate([[0], edges, [hw[0] * hw[1]]]))
-    return _from_runs(runs if runs[-1] else runs[:-1], hw)
+    found = np.zeros((width, hw[0]), bool)
+    found[:, top : top + height] = True
+    return from_columns(found, left, hw)
 
 
 def bounds(rle):
@@ -78,17 +88,19 @@ def bounds(rle):
     return tuple(int(x) for x in rle_codec.toBbox(rle))
 
 
-def _from_runs(runs, hw):
-    plain = {"size": [int(hw[0]), int(hw[1])], "counts": [int(run) for run in runs]}
+def _from_edges(edges, hw):
+    """Where runs of ones start and end, in turn, in pixels down the columns -> a mask."""
+    runs = np.diff(np.concatenate([[0], edges, [hw[0] * hw[1]]])).tolist()
+    plain = {"size": [int(hw[0]), int(hw[1])], "counts": runs if runs[-1] else runs[:-1]}
     packed = rle_codec.frPyObjects(plain, *plain["size"])
     return {"size": plain["size"], "counts": packed["counts"].decode("ascii")}
 
 
 def empty(hw):
     """A mask without a pixel."""
-    return _from_runs([hw[0] * hw[1]], hw)
+    return _from_edges([], hw)
 
 
 def full(hw):
     """A mask of the whole image."""
-    return _from_runs([0, hw[0] * hw[1]], hw)
+    return _from_edges([0, hw[0] * hw[1]], hw)

@@ -59,6 +59,7 @@ class Runner:
         self.sizes, self.programs = sizes or Sizes(), Programs(model, devices)
         self.tokenizer, self.data = model.tokenizer, model.config.data
         self.scope = switch(model.config.eval, "eval.span_scope")
+        self.everywhere = switch(model.config.eval, "eval.all_span_occurrences")
         # All questions, also when only some are left to do: padded sizes must not depend on where a run was stopped.
         self.groups = {i: make_groups(i, q, self.tokenizer, self.data, source) for i, q in self.questions.items()}
         self.buckets = Buckets(list(self.groups.values()))
@@ -226,7 +227,7 @@ class Runner:
         own = answers.tagged(row, readout, shift, self.scope)
         if group.kind == "part" and choice == group.correct:
             if GT_SPANS in self.modes:
-                outcome.answers[GT_SPANS] = given = answers.constructed(row, readout, shift)
+                outcome.answers[GT_SPANS] = given = answers.constructed(row, readout, shift, self.everywhere)
                 own.masks = given.masks if own.ranges == given.ranges else own.masks
             if GT_ANSWER in self.modes:
                 outcome.answers[GT_ANSWER] = own

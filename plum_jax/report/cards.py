@@ -46,27 +46,29 @@ class Card:
     picture: str  # data URI, "" when the image cannot be read
     problem: str  # why it cannot be read
     phrases: list[Phrase]
+    apart: list[Phrase]  # drawn, without a place in the answer
     missed: list[Phrase]  # target parts that the answer does not name
     choices: list[Choice]
     object_lead: str  # the words that all choices of the object begin with
     object_choices: list[Choice]
+    label: str = ""  # whose answer it is, where several models answer the same question
 
 
-def make_card(instance, root, score_key):
-    """Instance -> Card. `root`: the folder of the data; `score_key`: which of the scores chose the answer."""
+def make_card(instance, root, score_key, label=""):
+    """Instance -> Card. `root`: folder of the data; `score_key`: the scores that chose the answer; `label`: of the model."""
     picture, size, problem = "", None, ""
     try:
         picture, size = jpeg_uri(load_image(_inside(root, instance.image_path)))
     except UserError as error:
         problem = str(error)
-    phrases, missed = _phrases(instance, size)
+    phrases, apart, missed = _phrases(instance, size)
     _, choices = _choices(instance.choices, instance.scores.get(score_key), instance.predicted, instance.correct)
     object_lead, objects = "", []
     if instance.object_choices:
         object_lead, objects = _choices(
             instance.object_choices, instance.object_scores.get(score_key), instance.object_predicted, instance.object_correct
         )
-    return Card(instance, picture, problem, phrases, missed, choices, object_lead, objects)
+    return Card(instance, picture, problem, phrases, apart, missed, choices, object_lead, objects, label)
 
 
 def _inside(root, image_path):
@@ -78,37 +80,36 @@ def _inside(root, image_path):
 
 
 def _phrases(instance, size):
-    """The answer in order as plain and tagged pieces, and the target parts that no tagged piece names."""
+    """-> (the answer in order as plain and tagged pieces, phrases without a place in it, target parts that none names)."""
     targets = dict(zip(instance.gt_parts, instance.gt_masks, strict=False))
-    pieces, at, number, seen = [], 0, 0, set()
-    for span in sorted(instance.spans, key=lambda s: s.start):
-        if span.start < at or span.end > len(instance.answer):
-            continue
-        number += 1
-        colour = COLOURS[(number - 1) % len(COLOURS)]
-        pieces.append(Phrase(instance.answer[at : span.start], 0))
-        pieces.append(
-            Phrase(
-                instance.answer[span.start : span.end],
-                number,
-                colour,
-                _overlay(span.mask if span.status == "ok" else None, size, colour),
-                _overlay(targets.get(span.part), size, colour),
-                span.iou,
-                span.score,
-                _note(span, targets),
-            )
-        )
-        at = span.end
+    pieces, apart, at, seen = [], [], 0, set()
+    spans = sorted(instance.spans, key=lambda s: (s.start is None, s.start or 0))
+    for number, span in enumerate(spans, 1):
         seen.add(span.part or span.phrase)
+        if span.start is None or span.start < at or span.end > len(instance.answer):
+            apart.append(_phrase(span.phrase, number, span, targets, size))
+            continue
+        pieces.append(Phrase(instance.answer[at : span.start], 0))
+        pieces.append(_phrase(instance.answer[span.start : span.end], number, span, targets, size))
+        at = span.end
     pieces.append(Phrase(instance.answer[at:], 0))
     missed = []
-    for part in (p for p in instance.gt_parts if p not in seen):
-        number += 1
-        colour = COLOURS[(number - 1) % len(COLOURS)]
+    for number, part in enumerate((p for p in instance.gt_parts if p not in seen), len(spans) + 1):
         note = "named, but not tagged" if part in instance.named else ""
-        missed.append(Phrase(part, number, colour, target=_overlay(targets[part], size, colour), iou=0.0, note=note))
-    return [p for p in pieces if p.text], missed
+        colour = _colour(number)
+        missed.append(Phrase(part, number, colour, target=_overlay(targets.get(part), size, colour), iou=0.0, note=note))
+    return [p for p in pieces if p.text], apart, missed
+
+
+def _phrase(text, number, span, targets, size):
+    colour = _colour(number)
+    drawn = _overlay(span.mask if span.status == "ok" else None, size, colour)
+    true = _overlay(targets.get(span.part), size, colour)
+    return Phrase(text, number, colour, drawn, true, span.iou, span.score, _note(span, targets))
+
+
+def _colour(number):
+    return COLOURS[(number - 1) % len(COLOURS)]
 
 
 def _note(span, targets):

@@ -21,34 +21,32 @@ def line_chart(title, steps, values, *, log=False):
     ticks = _log_ticks(min(ys), max(ys)) if log else _linear_ticks(min(ys), max(ys))
     scale = math.log10 if log else float
     low, high = min(scale(ticks[0]), scale(min(ys))), max(scale(ticks[-1]), scale(max(ys)))
-    place_x = _mapping(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
-    place_y = _mapping(low, high, HEIGHT - BOTTOM, TOP)
+    place_x = mapping(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
+    place_y = mapping(low, high, HEIGHT - BOTTOM, TOP)
 
     def path(series):
         return "M" + "L".join(f"{place_x(x):.1f} {place_y(scale(y)):.1f}" for x, y in zip(xs, series, strict=True))
 
     grid = "".join(
         f'<path class="grid" d="M{LEFT} {place_y(scale(t)):.1f}H{WIDTH - RIGHT}"/>'
-        f'<text x="{LEFT - 6}" y="{place_y(scale(t)) + 4:.1f}" text-anchor="end">{_short(t)}</text>'
+        f'<text x="{LEFT - 6}" y="{place_y(scale(t)) + 4:.1f}" text-anchor="end">{short(t)}</text>'
         for t in ticks
     )
     labels = "".join(
-        f'<text x="{place_x(t):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{_short(t)}</text>'
+        f'<text x="{place_x(t):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{short(t)}</text>'
         for t, anchor in ((xs[0], "start"), ((xs[0] + xs[-1]) / 2, "middle"), (xs[-1], "end"))
     )
     noisy = len(ys) >= 20
     line = _smooth(ys) if noisy else ys
     lines = (f'<path class="raw" d="{path(ys)}"/>' if noisy else "") + f'<path class="line" d="{path(line)}"/>'
     end = f'<circle class="end" cx="{place_x(xs[-1]):.1f}" cy="{place_y(scale(line[-1])):.1f}" r="3"/>'
-    words = (
-        f"{title}: {_short(ys[0])} at step {_short(xs[0])}, {_short(ys[-1])} at step {_short(xs[-1])}, lowest {_short(min(ys))}"
-    )
-    words += f", highest {_short(max(ys))}" + (", logarithmic axis" if log else "")
+    words = f"{title}: {short(ys[0])} at step {short(xs[0])}, {short(ys[-1])} at step {short(xs[-1])}, lowest {short(min(ys))}"
+    words += f", highest {short(max(ys))}" + (", logarithmic axis" if log else "")
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">'
     return Markup(f"{head}{grid}{labels}{lines}{end}</svg>")
 
 
-def _mapping(low, high, start, end):
+def mapping(low, high, start, end):
     spread = (high - low) or 1.0
     return lambda value: start + (value - low) / spread * (end - start)
 
@@ -78,7 +76,7 @@ def _smooth(values):
     return [sum(window) / len(window) for window in windows]
 
 
-def _short(value):
+def short(value):
     """A tick label: at most four significant digits, no exponent where a plain number is readable."""
     if value and abs(value) < 0.001:
         return f"{value:.0e}".replace("e-0", "e-")
