@@ -13,8 +13,8 @@ Compilation is not counted (each way runs once before), nor are reading the ques
 both. Both must give the same scores and choices. The target is five times as many questions a second at the size of
 configs/tiny.py, with the largest number of images.
 
-`seconds_all_protocols` is ours with the middle protocol, end to end and free generation as well, which row by row has not. Random weights
-say as much as they may (config.eval.max_new_tokens); a trained checkpoint stops.
+`seconds_all_protocols` is ours with the middle protocol, end to end and free generation as well, which row by row has not.
+Random weights say as much as they may (config.eval.max_new_tokens); a trained checkpoint stops.
 Prints a table and one JSON object.
 """
 
