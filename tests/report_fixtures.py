@@ -106,18 +106,21 @@ def with_all_protocols(record):
     }  # fmt: skip
 
 
-def make_evaluation(folder, *, skill=0.8, seed=1, images=6, name="synthetic PARTONOMY", stem="partonomy", full=True, data=None):
+def make_evaluation(
+    folder, *, skill=0.8, seed=1, images=6, name="synthetic PARTONOMY", stem="partonomy", full=True, data=None, split="test"
+):
     """The folder of one evaluation, as `plum evaluate` writes it; its data are beside it, or in the folder `data`."""
     rng = np.random.default_rng(seed)
     data = data or folder / "data"
     (data / "images").mkdir(parents=True, exist_ok=True)
     scenes = {f"images/{i:04}.png": draw_scene(data / f"images/{i:04}.png", rng) for i in range(images)}
-    (data / f"{stem}_qa_pairs_test.json").write_text("[]")
+    questions = data / f"{stem}_qa_pairs_{split}.json"
+    questions.write_text("[]")
     (data / "dataset.json").write_text(json.dumps({"name": name}))
     names, chosen = [path for path in scenes for _ in range(5)], np.random.default_rng(seed)
     records = [make_instance(i, path, scenes[path], chosen, skill) for i, path in enumerate(names)]
     records = [with_all_protocols(r) for r in records] if full else records
-    write_evaluation(folder, records, data / f"{stem}_qa_pairs_test.json", sha256=f"{int(1000 * skill):064x}")
+    write_evaluation(folder, records, questions, sha256=f"{int(1000 * skill):064x}")
     return folder
 
 
@@ -126,7 +129,7 @@ def write_evaluation(out, records, questions, sha256):
     (out / "instances.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     results = {
         "benchmark": "partonomy",
-        "split": "test",
+        "split": questions.stem.rpartition("_")[2],
         "checkpoint": {"path": "run/checkpoints/1", "sha256": sha256},
         "data": {"path": str(questions), "sha256": "d" * 64, "n_instances": len(records)},
         "counts": {"scored": len(records), "skipped": {}},

@@ -11,7 +11,7 @@ from plum_jax.report import published
 from plum_jax.report.data import read_subject
 from plum_jax.report.own import own_tables
 from plum_jax.report.paper import paper_tables
-from plum_jax.report.standing import dataset, reasons
+from plum_jax.report.standing import dataset, reasons, sentence
 from plum_jax.report.tables import as_json, as_lines, show
 
 
@@ -70,8 +70,13 @@ def test_published_rows_stand_as_they_are_in_the_file(synthetic):
 def test_what_may_be_compared(tmp_path, synthetic):
     assert dataset(synthetic) == "synthetic"
     assert any("drawn pictures" in reason for reason in reasons(synthetic, "published"))
-    core = evaluation(tmp_path / "core", name="PARTONOMY-Core")
+    core = evaluation(tmp_path / "core", name="PARTONOMY-Core", split="val")
     assert dataset(core) == "partonomy" and reasons(core, "published") == []
+    assert sentence(core, "published").startswith("Comparable") and "all_span" not in sentence(core, "published")
+    listed = dataclasses.replace(core, results={**core.results, "settings": {"all_span_occurrences": False}})
+    assert "all_span_occurrences" in sentence(listed, "published")
+    train = dataclasses.replace(core, split="train")
+    assert reasons(train, "published") == ["the train split; the published numbers are of val"]
     assert "correct answer" in reasons(core, "middle")[0]
     fewer = dataclasses.replace(core, results={**core.results, "settings": {"max_images": 3, "empty_union": "skip"}})
     assert len(reasons(fewer, "published")) == 2

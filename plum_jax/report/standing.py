@@ -14,6 +14,7 @@ PROTOCOLS = {  # key of results.json -> name, what is given to the model
 }  # fmt: skip
 
 
+PUBLISHED_SPLITS = ("val", "whole", "")  # Core is one file, whose name need not say a split
 TYPE_NOT_ASKED = "type_not_answered"  # why plum score skips the types that a model was not asked
 
 
@@ -43,6 +44,8 @@ def reasons(evaluation, protocol):
         found.append("drawn pictures (synthetic PARTONOMY), not the photographs of the paper")
     elif kind in ("other", "unknown"):
         found.append("a data set that is not known to be one of the paper’s")
+    elif evaluation.split not in PUBLISHED_SPLITS:
+        found.append(f"the {evaluation.split} split; the published numbers are of val")
     if protocol != "published":
         found.append(f"{protocol_name(protocol)} protocol: the published numbers are given the correct answer and its phrases")
     settings = evaluation.results.get("settings") or {}
@@ -61,7 +64,10 @@ def sentence(evaluation, protocol):
     against = reasons(evaluation, protocol)
     if against:
         return f"Not comparable with the published numbers: {'; '.join(against)}."
-    return (
+    text = (
         "Comparable: same protocol and, by the name of the file, the same questions. The paper’s files are not identified by a "
         "hash, so that they are the same cannot be checked."
     )
+    if (evaluation.results.get("settings") or {}).get("all_span_occurrences") is False:
+        text += " Given phrases are those of the list of parts; published: every place of a part’s name (all_span_occurrences)."
+    return text
