@@ -130,21 +130,25 @@ def score_choices(graphdef, params, prefix, questions, *, dtype="float32"):
     """
     model, q = bind(graphdef, params), questions
     groups, choices, size = q.choice_tokens.shape
-    start = jnp.full(groups, prefix.hidden.shape[1])
-    grown = q.tokens.shape[1] + size
-    cache = tuple(jnp.pad(x[:, q.image], ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))) for x in (prefix.keys, prefix.values))
-    hidden, (keys, values, length) = model.llama.extend(_text(model, q.tokens), (*cache, start), q.length)
+    start, long = prefix.hidden.shape[1], q.tokens.shape[1]
+    grown = long + choices * size
+    room = ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))
+    cache = tuple(jnp.pad(x[:, q.image], room) for x in (prefix.keys, prefix.values))
+    positions, mask = _tree(start, q.length, long, choices, size)
+    tokens = jnp.concatenate([q.tokens, q.choice_tokens.reshape(groups, -1)], 1)
+    states, _ = model.llama.extend(
+        _text(model, tokens), (*cache, jnp.full(groups, start)), jnp.full(groups, grown), positions=positions, mask=mask
+    )
+    hidden, choice_hidden = states[:, :long], states[:, long:].reshape(groups * choices, size, -1)
     before = prefix.hidden[q.image, -1]
     nll, answer_nll, answer_count = _sums(model, before, hidden, q.tokens, q.length, q.is_answer, dtype)
 
-    rows = lambda x, axis=0: jnp.repeat(x, choices, axis)  # noqa: E731  each question's cache, once per choice
     flat = lambda x: x.reshape(groups * choices, *x.shape[2:])  # noqa: E731
-    cache = rows(keys, 1), rows(values, 1), rows(length)
-    choice_hidden, _ = model.llama.extend(_text(model, flat(q.choice_tokens)), cache, flat(q.choice_length))
     last = jnp.take_along_axis(hidden, q.length[:, None, None] - 1, 1)[:, 0]
     choice_nll, choice_answer_nll, choice_count = _sums(
-        model, rows(last), choice_hidden, flat(q.choice_tokens), flat(q.choice_length), flat(q.choice_is_answer), dtype
-    )
+        model, jnp.repeat(last, choices, 0), choice_hidden, flat(q.choice_tokens), flat(q.choice_length),
+        flat(q.choice_is_answer), dtype,
+    )  # fmt: skip
     by_choice = lambda x: x.reshape(groups, choices, *x.shape[1:])  # noqa: E731
     answer = rounded(answer_nll[:, None] + by_choice(choice_answer_nll), dtype)
     full = rounded((prefix.nll[q.image] + nll)[:, None] + by_choice(choice_nll), dtype)
@@ -152,6 +156,27 @@ def score_choices(graphdef, params, prefix, questions, *, dtype="float32"):
     full_count = prefix.count + q.length[:, None] + q.choice_length
     answer_mean, full_mean = (rounded(x, dtype) for x in (answer / jnp.maximum(answer_count, 1), full / full_count))
     return Scores(answer_mean, answer, full_mean, hidden, by_choice(choice_hidden))
+
+
+def _tree(start, length, long, choices, size):
+    """A question of `long` padded tokens and `choices` x `size` tokens of its choices in one row, behind `start` positions.
+
+    Every choice continues the question as if it were alone: nothing is stored or computed once per choice that all share.
+
+    Args:
+      length: int32[G] valid tokens of the question parts.
+
+    Returns:
+      (positions int32[G, n], mask bool[G, 1, n, start + n]) with n = long + choices * size.
+    """
+    at = jnp.arange(long + choices * size)
+    piece = jnp.where(at < long, -1, (at - long) // size)  # -1: the question
+    within = jnp.where(at < long, at, (at - long) % size)
+    positions = start + within + jnp.where(piece < 0, 0, length[:, None])
+    same = (piece[:, None] == piece) & (at[:, None] >= at)
+    question = (piece[:, None] >= 0) & (at < length[:, None, None])
+    mask = jnp.pad(same | question, ((0, 0), (0, 0), (start, 0)), constant_values=True)
+    return positions, mask[:, None]
 
 
 @jit

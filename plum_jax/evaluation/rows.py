@@ -11,7 +11,7 @@ from plum_jax.evaluation.spans import decode_spans, strip
 from plum_jax.switches import switch
 
 SECOND = "second_after_predicted"  # kind of the rows of the second question after the first answer that the model chose
-TOKEN_BUCKET = 16
+TOKEN_BUCKET = 8
 BUCKET_SHARE = 0.8  # the smaller of two padded lengths holds this share of the questions
 
 
@@ -134,6 +134,19 @@ class Buckets:
         return tuple(
             next((edge for edge in axis if edge >= n), _round_up(n)) for axis, n in zip(self.edges, group.lengths, strict=True)
         )
+
+    @staticmethod
+    def fill(items, total):
+        """[((Q, A), item)] -> [((Q, A), items)]: full batches in their own size, what is left over together in the next one."""
+        shapes, found, rest, size = {}, [], [], (0, 0)
+        for shape, item in items:
+            shapes.setdefault(shape, []).append(item)
+        for shape in sorted(shapes):
+            members, size = rest + shapes[shape], tuple(map(max, size if rest else shape, shape))
+            whole = len(members) // total * total
+            found += [(size, members[:whole])] if whole else []
+            rest = members[whole:]
+        return found + ([(size, rest)] if rest else [])
 
 
 def edges(lengths, extra=0):

@@ -154,7 +154,8 @@ class Runner:
             prefix = self.programs.prefix(image_tokens, encoded.tokens[:start])
             images = prefix, image_tokens
             self._score(images, start, [(o, group) for o in outcomes for group in o.groups.values()])
-            self._score(images, start, self._second_questions(outcomes))
+            if OWN in self.modes:
+                self._score(images, start, self._second_questions(outcomes))
             for outcome in outcomes:
                 self._assemble(outcome)
         if GENERATED in self.modes:
@@ -184,11 +185,8 @@ class Runner:
 
         images: (generate.Prefix, image tokens) of the images that they are about.
         """
-        shapes = {}
-        for item in items:
-            shapes.setdefault(self.buckets(item[1]), []).append(item)
-        for shape in sorted(shapes):
-            for batch in self.programs.rounds(shapes[shape], lambda item: item[0].place, self.sizes.questions):
+        for shape, members in self.buckets.fill([(self.buckets(item[1]), item) for item in items], self.sizes.questions):
+            for batch in self.programs.rounds(members, lambda item: item[0].place, self.sizes.questions):
                 arrays = self._arrays(batch, shape, start)
                 scores = self.programs.score(images[0], arrays)
                 values = jax.device_get({name: getattr(scores, name) for name in MEASURES})

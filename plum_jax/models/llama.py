@@ -150,21 +150,24 @@ class Llama(nnx.Module):
         zeros = jnp.zeros((c.depth, batch, size, c.heads, c.width // c.heads), dtype)
         return zeros, zeros, jnp.zeros(batch, jnp.int32)
 
-    def extend(self, embeds, cache, lengths, *, adapter=True):
+    def extend(self, embeds, cache, lengths, *, adapter=True, positions=None, mask=None):
         """Run n more tokens per row behind a cache: prefill (empty cache), suffixes (n > 1) or one decoding step (n = 1).
 
         Args:
           embeds: [B, n, D], right-padded. The cache must have room for n more positions in every row.
           cache: (keys, values [L, B, size, N, H], length int32[B]).
           lengths: int32[B], how many of the n are valid; the cache grows by that much, padding is overwritten later.
+          positions: int32[B, n] in the text, where the tokens are not simply the next ones. The first is the next.
+          mask: bool[B, 1, n, size], which places of the cache a token sees, its own among them; None: those before it.
 
         Returns:
           (hidden [B, n, D] after the final norm, cache).
         """
         keys, values, start = cache
         n, size = embeds.shape[1], keys.shape[2]
-        positions = start[:, None] + jnp.arange(n)
-        mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token
+        positions = start[:, None] + jnp.arange(n) if positions is None else positions
+        if mask is None:
+            mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token
         graphdef, params = nnx.split(self.layers)
 
         def body(x, layer):
