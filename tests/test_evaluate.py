@@ -240,7 +240,7 @@ def test_bad_input_is_one_sentence_and_status_2(run, model, tmp_path, capsys):
 )
 def test_bad_arguments_write_nothing(args, said, run, tmp_path, capsys, monkeypatch):
     loaded = LoadedModel(**vars(eval_fixtures.loaded()))
-    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: loaded)
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, **_: loaded)
     common = ["partonomy", "--checkpoint", "x", "--data", str(run[0]), "--out", str(tmp_path / "o")]
     assert cli.run(evaluate.main, [*common, *args], name="evaluate") == 2
     error = capsys.readouterr().err

@@ -147,3 +147,23 @@ def test_int8_weights_that_would_be_trained_are_refused(bases, int8_config, tmp_
     assert cli.run(train.main, [int8_config, *flags(base, data, tmp_path / "run")[1:]], name="train") == 2
     assert "matches llama/embed, which is int8 and has no gradient" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [("model.feedback=false",), ("model.grounding=seg_token",)])
+def test_a_base_starts_a_model_that_leaves_out_a_part_of_it(tmp_path, quick_compilation, overrides):
+    """Its other outputs are still compared with those that were stored."""
+    _, paths = fixtures.write_sources(tmp_path, fixtures.plum_config())
+    convert(fixtures.arguments(tmp_path / "base", plum=paths["plum"], clip=paths["clip"]))
+    write_folder(tmp_path / "data", images=4)
+    resolved = initial.resolve_config("tiny", [f"base={tmp_path / 'base'}", *overrides, "model.llama.lora_rank=2"])
+    model = loading.initial_model(resolved)
+    assert model.missing == ()
+    base = initial.open_base_of(resolved)
+    initial.check_loaded(base, model.params)
+    broken = {
+        **model.params,
+        "projector": {"kernel": model.params["projector"]["kernel"] + 1, "bias": model.params["projector"]["bias"]},
+    }
+    with pytest.raises(UserError, match="do not give the outputs"):
+        initial.check_loaded(base, broken)

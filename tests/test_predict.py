@@ -159,7 +159,7 @@ def test_no_readable_image_leaves_only_the_reasons(model, tmp_path):
     ],
 )
 def test_bad_arguments_write_nothing(args, said, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: LoadedModel(**vars(eval_fixtures.loaded())))
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, **_: LoadedModel(**vars(eval_fixtures.loaded())))
     out = tmp_path / "o"
     assert cli.run(predict.main, [str(photos / "1.png"), "--prompt", "What?", "--out", str(out), *args], name="predict") == 2
     error = capsys.readouterr().err

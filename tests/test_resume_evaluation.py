@@ -177,7 +177,7 @@ def test_mostly_bad_images_are_an_error(model, tmp_path):
 
 def test_the_command_continues_and_restarts(data, tmp_path, capsys, monkeypatch):
     loaded = LoadedModel(**vars(eval_fixtures.loaded()))
-    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: loaded)
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, **_: loaded)
     out = tmp_path / "out"
     args = ["partonomy", "--checkpoint", "x", "--data", str(data), "--out", str(out), "--max-images", "1", "--devices", "1"]
     assert cli.run(evaluate.main, args, name="evaluate") in (0, None)

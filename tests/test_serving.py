@@ -41,7 +41,7 @@ def folder(loaded, tmp_path_factory):
     """What `plum export` writes."""
     out = tmp_path_factory.mktemp("exported") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plum_jax.loading.load_model", lambda path, base: loaded)
+        patch.setattr("plum_jax.loading.load_model", lambda path, **_: loaded)
         assert cli.main(["export", "--checkpoint", "some/run", "--out", str(out), "--max-new-tokens", "9"]) == 0
     return out
 

@@ -133,6 +133,7 @@ def config_of(variant, seed, steps, folder):
             place = place[word]
         place[name] = value
     config.name = f"study_{variant}"
+    config.train.save_every = 50  # what a kill costs at most
     config.optim.warmup_steps = min(config.optim.warmup_steps, max(1, steps // 10))
     return config
 

@@ -91,7 +91,7 @@ def evaluate(bench, name, args, overrides):
 
     enable_compilation_cache()
     console.header(f"evaluate {name}", args.out)
-    loaded = load_model(args.checkpoint, base=args.base)
+    loaded = load_model(args.checkpoint, base=args.base, which=args.which)
     check_random(loaded, args.allow_random)
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
     if args.restart:
