@@ -315,11 +315,6 @@ class Images(NamedTuple):
     original_hw: np.ndarray  # int[B, 2]
 
 
-def _picture(question):
-    """What is shown to the model: a photograph, in which a box may mark the instance that is meant."""
-    return question.image_path, question.highlight_box
-
-
 def choose_answer(outcome, group, scores, config):
     """Notes the scores {measure: float32[C]} of a group and the choice that follows from them."""
     outcome.scores[group.kind] = {name: [float(x) for x in values] for name, values in scores.items()}
