@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from plum_jax import __version__, cli, config_io, console
+from plum_jax.checkpoint_flags import add_checkpoint_flags, check_random, eval_config
 from plum_jax.errors import UserError
-from plum_jax.evaluate import add_checkpoint_flags, check_random, eval_config
 from plum_jax.run_record import RunRecord, write_json, write_text
 from plum_jax.switches import switch
 

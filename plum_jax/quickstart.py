@@ -128,7 +128,8 @@ def make_data(folder, seed, split_sizes):
 
 def evaluate(loaded, config, run, split, *, calibrate=False):
     """M of design 1 for a model on a split, from run/eval/STEP/SPLIT when the same model was scored there on the same file."""
-    from plum_jax.evaluate import evaluate_folder, question_path
+    from plum_jax.evaluation.folder import evaluate_folder
+    from plum_jax.evaluation.question_set import question_path
     from plum_jax.run_record import sha256_of
 
     out = run / "eval" / str(loaded.step) / split
@@ -145,7 +146,7 @@ def evaluate(loaded, config, run, split, *, calibrate=False):
 def predict_some(loaded, config, out):
     """Answers PROMPT about the first images of the test split, unless this model did so already."""
     from data_pipelines.partonomy.records import read_questions
-    from plum_jax.evaluate import question_path
+    from plum_jax.evaluation.question_set import question_path
     from plum_jax.inference import Model
     from plum_jax.predict import predict
 

@@ -67,5 +67,13 @@ def batch_sharding(mesh):
     return NamedSharding(mesh, P(None, ("data", "fsdp")))
 
 
+def put_batch(batch, mesh, micro_batches):
+    """This host's Batch of NumPy arrays -> global arrays [micro, rows, ...], rows split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x.reshape(micro_batches, -1, *x.shape[1:])), batch
+    )
+
+
 def replicated(mesh):
     return NamedSharding(mesh, P())

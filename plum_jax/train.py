@@ -230,11 +230,12 @@ def _loop(run, state, start, data):
 
     from plum_jax.metrics import StepMetrics
     from plum_jax.preemption import Preemption
+    from plum_jax.sharding import put_batch
 
     config, steps, first = run.config, run.config.train.steps, jax.process_index() == 0
     if first:
         _describe(run, data.first, steps - start)
-    key, arrays = jax.random.key(config.seed), put(data.first, config, run.mesh)
+    key, arrays = jax.random.key(config.seed), put_batch(data.first, run.mesh, config.data.micro_batches)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
 
     def write(step, means):
@@ -262,7 +263,7 @@ def _loop(run, state, start, data):
             asked = time.monotonic()
             batch = next(data.rest)
             waited = time.monotonic() - asked
-            arrays = put(batch, config, run.mesh)
+            arrays = put_batch(batch, run.mesh, config.data.micro_batches)
     run.checkpointer.wait()
     run.logger.close()
     _account(run, data.rest)
@@ -325,18 +326,6 @@ def sum_over_hosts(account):
     for row, length in zip(texts, lengths, strict=True):
         total.add(Account.from_json(row[:length].tobytes().decode()))
     return total
-
-
-def put(batch, config, mesh):
-    """This host's Batch of NumPy arrays -> global arrays [micro, rows, ...], rows split over the mesh."""
-    import jax
-
-    from plum_jax.sharding import batch_sharding
-
-    sharding, micro = batch_sharding(mesh), config.data.micro_batches
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x.reshape(micro, -1, *x.shape[1:])), batch
-    )  # fmt: skip
 
 
 def _shapes(arrays):

@@ -217,7 +217,7 @@ class TextLoss:
         from data_pipelines.sources import grounded_pair
         from plum_jax.models.plum import PlumConfig, bind, build
         from plum_jax.objective import forward
-        from plum_jax.train import put
+        from plum_jax.sharding import put_batch
 
         held_out = config.copy_and_resolve_references()
         held_out.seed = 0  # the same text for every seed of the run
@@ -225,7 +225,7 @@ class TextLoss:
         held_out.data.grounded = grounded_pair(held_out.data)
         held_out.loss.update(reference=0.0, shape_weight=0.0, bce=0.0, patch=0.0)  # with weight 0 they are not computed
         stream = batches(held_out, tokenizer, source=Mixture(held_out, tokenizer))
-        self.batches = [put(next(stream), held_out, mesh) for _ in range(config.eval.text_batches)]
+        self.batches = [put_batch(next(stream), mesh, held_out.data.micro_batches) for _ in range(config.eval.text_batches)]
         graphdef, _ = build(PlumConfig.from_dict(config.model))
 
         @jax.jit

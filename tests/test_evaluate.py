@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from plum_jax import cli, coco, evaluate, score
+from plum_jax import checkpoint_flags, cli, coco, evaluate, score
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy, runner
 from plum_jax.evaluation.choosing import PUBLISHED, choices_of
@@ -249,12 +249,12 @@ def test_bad_arguments_write_nothing(args, said, run, tmp_path, capsys, monkeypa
 
 def test_config_of_another_model_is_refused():
     saved = eval_fixtures.config()
-    assert evaluate.eval_config(saved, None, ["eval.min_score=0.3"]).eval.min_score == 0.3
+    assert checkpoint_flags.eval_config(saved, None, ["eval.min_score=0.3"]).eval.min_score == 0.3
     assert saved.eval.min_score == 0.0
     with pytest.raises(UserError, match=r"another model.*model\."):
-        evaluate.eval_config(saved, "configs/tiny.py", [])
+        checkpoint_flags.eval_config(saved, "configs/tiny.py", [])
     with pytest.raises(UserError, match="min_score"):
-        evaluate.eval_config(saved, None, ["eval.minscore=0.3"])
+        checkpoint_flags.eval_config(saved, None, ["eval.minscore=0.3"])
 
 
 @pytest.fixture(scope="module")

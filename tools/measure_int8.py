@@ -23,7 +23,8 @@ from data_pipelines.make import Arguments, make_dataset
 from data_pipelines.partonomy.records import conversations
 from plum_jax import cli, config_io, console
 from plum_jax.cache import enable_compilation_cache
-from plum_jax.evaluate import evaluate_folder, questions_of
+from plum_jax.evaluation.folder import evaluate_folder
+from plum_jax.evaluation.question_set import questions_of
 from plum_jax.inference import Model, pad_rows
 from plum_jax.initial import resolve_config
 from plum_jax.loading import initial_model, load_model

@@ -23,7 +23,7 @@ METRICS = ("official", "contains")
 
 def main(name, argv):
     """Entry point of `plum evaluate NAME`."""
-    from plum_jax.evaluate import add_checkpoint_flags
+    from plum_jax.checkpoint_flags import add_checkpoint_flags
 
     bench = benchmarks.module(name)
     parser = cli.Parser(prog=f"plum evaluate {name}", description=f"Score a checkpoint on {benchmarks.MODULES[name][1]}.")
@@ -83,7 +83,7 @@ def evaluate(bench, name, args, overrides):
     """Questions -> predictions -> scores."""
     data = bench.open_data(args)  # a fault there shows before anything is loaded or written
     from plum_jax.cache import enable_compilation_cache
-    from plum_jax.evaluate import check_random, eval_config, local_devices
+    from plum_jax.checkpoint_flags import check_random, eval_config, local_devices
     from plum_jax.evaluation import journal
     from plum_jax.evaluation.asking import Sizes
     from plum_jax.inference import Model

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from plum_jax import cli, console
+from plum_jax.checkpoint_flags import add_checkpoint_flags, check_random
 from plum_jax.errors import UserError
-from plum_jax.evaluate import add_checkpoint_flags, check_random
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json
 from plum_jax.serving.manifest import CALIBRATION, FORMAT, MANIFEST, PARAMETERS, TOKENIZER, files_of
 
