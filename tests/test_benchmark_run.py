@@ -229,7 +229,7 @@ def test_the_command(model, tmp_path, capsys, monkeypatch):
         assert cli.run(evaluate.main, argv) == 2
         assert said in capsys.readouterr().err
     assert not Path(tmp_path / "x").exists()
-    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, base: _loaded())
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, **options: _loaded())
     assert cli.run(evaluate.main, [*common, f"--out={tmp_path / 'o'}", "--checkpoint=y", "--allow-random"]) == 0
     out = capsys.readouterr().out
     assert "giou_mean_over_samples" in out and "teacher_forced" in out and "Next: plum score refer" in out

@@ -233,7 +233,7 @@ def test_own_spans_are_matched_with_the_constructed_ones(row):
     np.testing.assert_array_equal(perfect.masks.embeds, values[0, at])
     np.testing.assert_allclose(perfect.confidence, values[0, at, 0])
     given = answers.constructed(
-        row, Readout(None, None, np.concatenate([np.zeros((start, 5), np.float32), values[0]])), 0, model.seg
+        row, Readout(None, None, np.concatenate([np.zeros((start, 5), np.float32), values[0]])), 0, seg=model.seg
     )
     np.testing.assert_array_equal(given.masks.embeds, values[0, at])
 
