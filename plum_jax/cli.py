@@ -86,9 +86,10 @@ def main(argv=None):
 
 def _usage(table, path):
     lines = [f"usage: {' '.join(['plum', *path])} COMMAND [options]", ""]
+    width = max(12, *(len(name) + 2 for name in table))
     for name, entry in table.items():
         text = entry[1] if isinstance(entry, tuple) else ", ".join(f"{sub}: {inner[1]}" for sub, inner in entry.items())
-        lines.append(f"  {name:<12}{text}")
+        lines.append(f"  {name:<{width}}{text}")
     lines += [
         "",
         f"{' '.join(['plum', *path])} COMMAND --help shows the options of a command; --debug adds the traceback to an error.",

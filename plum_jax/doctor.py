@@ -46,9 +46,8 @@ def main(argv):
             if check["fix"]:
                 print(f"{'':19} fix: {check['fix']}")
         faults = sum(check["status"] == "fault" for check in checks)
-        print(
-            "Everything that plum needs is here. Next: plum quickstart --out quickstart" if not faults else f"{faults} faults."
-        )
+        found = f"{faults} {'fault' if faults == 1 else 'faults'}."
+        print(found if faults else "Everything that plum needs is here. Next: plum quickstart --out quickstart")
     return int(any(check["status"] == "fault" for check in checks))
 
 

@@ -5,6 +5,7 @@ import functools
 import io
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from plum_jax import cli, console
@@ -40,8 +41,15 @@ def main(argv):
         return 0
     say(f"Wrote {args.workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
     folder = config.data.folder if config.data.folder and has_questions(config.data.folder) else "DIR"
-    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder} --out={args.workdir}/eval")
+    split = next_split(folder)
+    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder}{split} --out={args.workdir}/eval")
     return 0
+
+
+def next_split(folder):
+    """`--split` for a folder without a test split, which is the default of `plum evaluate`; else nothing."""
+    found = {split for split in ("test", "val") if (Path(folder) / f"partonomy_qa_pairs_{split}.json").exists()}
+    return " --split=val" if found == {"val"} else ""
 
 
 def train(config, workdir):

@@ -47,6 +47,11 @@ def test_help_takes_less_than_a_second():
     assert ended.children_user + ended.children_system - began.children_user - began.children_system < 1.0
 
 
+def test_names_and_descriptions_are_apart(capsys):
+    assert cli.main(["score", "--help"]) == 0
+    assert "hallucination  the same" in capsys.readouterr().out
+
+
 def test_train_help_shows_how_to_override():
     assert "--config.optim.lr=1e-4" in run_plum("train", "--help").stdout
 

@@ -237,3 +237,12 @@ def test_the_model_learns_four_examples_by_heart(start, tmp_path):
     assert process.returncode == 0, err
     last = read_metrics(tmp_path / "run")[-1]
     assert last["tag_accuracy"] == 1.0 and last["language"] < 0.2 and last["mask_iou"] > 0.7, last
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"), [(("train", "val"), " --split=val"), (("train", "val", "test"), ""), (("train",), ""), ((), "")]
+)
+def test_next_command_names_a_split_that_the_folder_has(splits, said, tmp_path):
+    for split in splits:
+        (tmp_path / f"partonomy_qa_pairs_{split}.json").write_text("[]")
+    assert train.next_split(tmp_path) == said

@@ -40,7 +40,8 @@ def main(name, argv):
     parser.add_argument("--questions-only", action="store_true", help="write OUT/questions.jsonl for plum score, run nothing")
     add_score_flags(parser, name)
     bench.add_flags(parser)
-    parser.epilog = f"{parser.epilog or ''}\n{about_config}"
+    if parser.epilog != about_config:  # argparse makes one paragraph of both
+        parser.epilog = f"{parser.epilog}. {about_config}"
     args, overrides = config_io.parse_args(parser, argv)
     check(args)
     return make_questions(bench, name, args) if args.questions_only else evaluate(bench, name, args, overrides)
