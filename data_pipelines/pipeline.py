@@ -1,8 +1,7 @@
 """Batches for one host: shuffle, draw, assemble `Batch`, prefetch. The step number is the whole state."""
 
-import contextlib
+import ctypes
 import functools
-import os
 import sys
 
 import grain
@@ -22,15 +21,9 @@ ENDLESS = 1 << 40  # rows
 # one core: it makes its batches one after the other, and the queues between the processes hold those that are ahead.
 HERE = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 IN_A_WORKER = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # glibc keeps the memory of pictures for the next ones. Given back to the system it would have to be mapped again, page by
-    # page: a fifth of what an image costs.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-}
+# glibc's parameters (mallopt) and their values in a worker: it keeps the memory of pictures for the next ones. Given back to
+# the system it would have to be mapped again, page by page: a fifth of what an image costs.
+KEEP_MEMORY = {-3: 32 << 20, -1: 256 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 def open_data(config, tokenizer):
@@ -102,18 +95,11 @@ def _parse_no_flags():
 def _start_worker(index, count):
     """In each worker process, before its first batch."""
     end_with_parent()
-
-
-@contextlib.contextmanager
-def _worker_environment():
-    """Processes that are started inside have WORKER_ENVIRONMENT where the environment does not say otherwise."""
-    added = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+    # Not through the environment of the processes: other threads here may be reading it, which setting it can crash.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in KEEP_MEMORY.items():
+            mallopt(parameter, value)
 
 
 def collate(pairs, blocks):
@@ -165,24 +151,18 @@ class Stream:
 
     def __init__(self, pairs):
         self._pairs, self._arrivals, self.account = pairs, Arrivals(), Account()
-        self._taken = 0
+        self._first = True
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        arrays, account = self._take()
+        arrays, account = next(self._pairs)
         if isinstance(arrays, Parcel):
             arrays = self._arrivals.open(arrays)
+        first, self._first = self._first, False
         self.account.add(account)
         draws = account.total("draws")
-        if self._taken == 1 and draws and account.total("skipped:") == draws:
+        if first and draws and account.total("skipped:") == draws:
             raise UserError(f"no record of the first batch can be read: {next(iter(account.messages.values()))[0]}")
         return Batch(**{name: arrays.get(name) for name in Batch._fields})
-
-    def _take(self):
-        self._taken += 1
-        if self._taken > 1:
-            return next(self._pairs)
-        with _worker_environment():  # grain starts its processes with the first batch
-            return next(self._pairs)
