@@ -127,7 +127,7 @@ def run(main, argv=None, *, name=None):
     except BrokenPipeError:  # the reader of our output went away, as in `plum ... | head`
         sys.stderr.close()
         return 141
-    except Exception as error:
+    except Exception as error:  # the end of every command: its type and first line are printed, --debug shows the traceback
         if debug:
             traceback.print_exc()
         advice = (

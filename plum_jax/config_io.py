@@ -91,7 +91,7 @@ def _run_file(file, arg):
     try:
         module_spec.loader.exec_module(module)
         config = module.get_config(arg) if hasattr(module, "get_config") else None
-    except Exception as error:
+    except Exception as error:  # the file is the user's program: it may raise anything, and what it raised is in the message
         if arg and isinstance(error, ValueError):
             raise UserError(f"{file}:{arg}: {error}; change what follows the colon") from error
         what = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0]

@@ -69,13 +69,13 @@ def partonomy(argv):
     if args.restart:
         journal.discard(args.out)
     n = args.batch_images
-    with RunRecord(args.out, "evaluate", loaded.config) as record:
-        record.input("questions", question_path(args.data, args.split))
-        record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
-        results = evaluate_folder(
-            loaded, args.data, args.split, args.out, question_types=types, max_images=args.max_images,
-            calibrate=args.calibrate, sizes=Sizes(n, 2 * n, 2 * n), protocols=protocols, devices=local_devices(args.devices),
-        )  # fmt: skip
+    record = RunRecord(args.out, "evaluate", loaded.config)
+    record.input("questions", question_path(args.data, args.split))
+    record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
+    results = evaluate_folder(
+        loaded, args.data, args.split, args.out, question_types=types, max_images=args.max_images, calibrate=args.calibrate,
+        sizes=Sizes(n, 2 * n, 2 * n), protocols=protocols, devices=local_devices(args.devices), record=record,
+    )  # fmt: skip
     print(table(results["summary"]))
     counts = results["counts"]
     skipped = "".join(f", {n} skipped: {reason}" for reason, n in counts["skipped"].items())

@@ -43,12 +43,12 @@ def main(argv=None):
     check_numbers(args)
     paths = find_images(args.paths)
     model = load(args, overrides)
-    with RunRecord(args.out, "predict", model.config) as run:
-        run.note(checkpoint={"path": str(model.path), "sha256": model.sha256}, prompt=args.prompt)
-        began = time.monotonic()
-        records, errors = predict(
-            model, paths, args.prompt, args.out, formats=formats, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens
-        )
+    run, began = RunRecord(args.out, "predict", model.config), time.monotonic()
+    run.note(checkpoint={"path": str(model.path), "sha256": model.sha256}, prompt=args.prompt)
+    records, errors = predict(
+        model, paths, args.prompt, args.out, formats=formats, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,
+        record=run,
+    )  # fmt: skip
     masks = sum(span["status"] == "ok" for record in records for span in record["spans"])
     empty = sum(record["status"] != "ok" for record in records)
     faults = f", {len(errors)} faults (errors.csv)" if errors else ""
@@ -126,12 +126,12 @@ def _dangling(path):
     return path.is_symlink() and not path.exists()
 
 
-def predict(model, paths, prompt, out, *, formats=FORMATS, batch_size=8, max_new_tokens=None, log=sys.stderr):
+def predict(model, paths, prompt, out, *, formats=FORMATS, batch_size=8, max_new_tokens=None, record=None, log=sys.stderr):
     """Answers `prompt` about every image and writes OUT/predictions.json and what `formats` names.
 
     Batches are always the same images in the same places, padded to `batch_size`, so that a run which was stopped and
     continued writes the same files as one that was not. An unreadable image, or an overlay that cannot be
-    written, is listed in OUT/errors.csv.
+    written, is listed in OUT/errors.csv. `record` is a RunRecord to enter once nothing can be refused any more.
 
     Returns:
       (records as in predictions.json, [(file, error)]).
@@ -149,25 +149,28 @@ def predict(model, paths, prompt, out, *, formats=FORMATS, batch_size=8, max_new
         **{name: switch(model.config[name.partition(".")[0]], name) for name in SWITCHES},
     }  # fmt: skip
     done = Journal(out / PARTIAL, settings)
-    starts = [s for s in range(0, len(paths), batch_size) if any(n not in done for n in names[s : s + batch_size])]
-    bar = (
-        console.Progress(total=len(paths), label="predict", unit="image", start=len(done.entries), stream=log) if log else None
-    )
-    with bar or contextlib.nullcontext():
-        for start in starts:
-            batch = slice(start, start + batch_size)
-            entries = _batch(model, paths[batch], names[batch], prompt, out, formats, batch_size, max_new_tokens)
-            done.add(entries)
-            if bar:
-                bar.update(len(entries))
-    entries = [dict(done.entries[name]) for name in names]
-    errors = [(entry["file_name"], entry.pop("error")) for entry in entries if "error" in entry]
-    records = [entry for entry in entries if "spans" in entry]
-    if not records:
-        done.path.unlink()  # else the next run would take the images for unreadable for good
-        _write_errors(out, errors)
-        raise UserError(f"{paths[0]}: none of the {len(paths)} images can be read; {out / 'errors.csv'} says why of each")
-    _write(out, records, errors, {**settings, "version": __version__, "checkpoint_path": str(model.path)}, formats)
+    with record or contextlib.nullcontext():
+        starts = [s for s in range(0, len(paths), batch_size) if any(n not in done for n in names[s : s + batch_size])]
+        bar = (
+            console.Progress(total=len(paths), label="predict", unit="image", start=len(done.entries), stream=log)
+            if log
+            else None
+        )
+        with bar or contextlib.nullcontext():
+            for start in starts:
+                batch = slice(start, start + batch_size)
+                entries = _batch(model, paths[batch], names[batch], prompt, out, formats, batch_size, max_new_tokens)
+                done.add(entries)
+                if bar:
+                    bar.update(len(entries))
+        entries = [dict(done.entries[name]) for name in names]
+        errors = [(entry["file_name"], entry.pop("error")) for entry in entries if "error" in entry]
+        records = [entry for entry in entries if "spans" in entry]
+        if not records:
+            done.path.unlink()  # else the next run would take the images for unreadable for good
+            _write_errors(out, errors)
+            raise UserError(f"{paths[0]}: none of the {len(paths)} images can be read; {out / 'errors.csv'} says why of each")
+        _write(out, records, errors, {**settings, "version": __version__, "checkpoint_path": str(model.path)}, formats)
     return records, errors
 
 
@@ -258,7 +261,9 @@ class Journal:
             found = json.loads(lines[0])
             changed = sorted(key for key in settings if found.get(key) != settings[key])
             if changed:
-                raise UserError(f"{path}: holds a run with another {changed[0]}; give another --out or delete the folder")
+                raise UserError(
+                    f"{path}: holds a run with another {', '.join(changed)}; give another --out or delete the folder"
+                )
             self.entries = {entry["file_name"]: entry for entry in map(json.loads, lines[1:])}
         path.parent.mkdir(parents=True, exist_ok=True)
         head = [json.dumps(settings), *map(json.dumps, self.entries.values())]

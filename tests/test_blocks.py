@@ -139,7 +139,7 @@ def test_nothing_is_said_at_the_end_of_a_program():
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("0", "", 0)
 
 
-@pytest.mark.skipif(not blocks_module.SHARED.is_dir(), reason="this system shares memory elsewhere")
+@pytest.mark.skipif(not blocks_module.SHARED.is_dir(), reason="only Linux keeps shared memory where its room can be asked for")
 def test_too_little_shared_memory(monkeypatch):
     paths = []
 

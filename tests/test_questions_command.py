@@ -161,7 +161,7 @@ def test_reference_descriptor_with_boxed_copies(tmp_path):
     rng, instances = np.random.default_rng(0), []
     for number in range(30):
         kind = list(OBJECTS)[number % len(OBJECTS)]
-        names = [f"/old/root/p{number}.jpg"] + [f"/old/root/p{number}-{k}.jpg" for k in range(1, rng.integers(1, 4))]
+        names = [f"/elsewhere/p{number}.jpg"] + [f"/elsewhere/p{number}-{k}.jpg" for k in range(1, rng.integers(1, 4))]
         for name in names:
             write_image(tmp_path / "new" / Path(name).name, len(instances))
             masks = {f"{kind}--part:{p}": [encode_rle(box_mask(b))] for p, b in strips(WHOLE, OBJECTS[kind]).items()}
@@ -169,8 +169,8 @@ def test_reference_descriptor_with_boxed_copies(tmp_path):
     descriptor = Descriptor("pascal_part", tuple(instances), {}, {"object": [f"object--{kind}" for kind in OBJECTS]})
     write_descriptor(tmp_path / "d.json", descriptor)
     out = tmp_path / "out"
-    run(tmp_path / "d.json", "--format", "descriptor", "--images", tmp_path, "--map", f"/old/root={tmp_path}/new", "--out", out,
-        "--splits", "train=0.5,val=0.5", "--types", "identification")  # fmt: skip
+    run(tmp_path / "d.json", "--format", "descriptor", "--images", tmp_path, "--map", f"/elsewhere={tmp_path}/new",
+        "--out", out, "--splits", "train=0.5,val=0.5", "--types", "identification")  # fmt: skip
     photos = {}
     for split in ("train", "val"):
         for question in read_questions(out / f"partonomy_qa_pairs_{split}.json"):

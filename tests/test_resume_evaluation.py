@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -91,7 +90,6 @@ def test_a_stopped_run_continues(whole, data, model, tmp_path, monkeypatch, imag
     assert len(towers) == 3 - images // 2 if images < 5 else not towers  # finished groups of two images are not run again
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_process_continues(data, tmp_path):
     """Each run in a process of its own: one process may compile the same program to other last digits than the next."""
 
@@ -106,7 +104,7 @@ def test_a_killed_process_continues(data, tmp_path):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert 0 < len(predictions.read_text().splitlines()) < 15
     assert start("out", 0).wait(240) == 0 and unstopped.wait(240) == 0
@@ -188,9 +186,10 @@ def test_the_command_continues_and_restarts(data, tmp_path, capsys, monkeypatch)
     results = json.loads((out / "results.json").read_text())
     assert set(results["protocols"]) == set(evaluate.PROTOCOLS) and results["counts"]["scored"] == 3
     assert all(results["protocols"][name] for name in evaluate.PROTOCOLS)
-    few = [*args, "--protocols", "published"]
+    few, before = [*args, "--protocols", "published"], (out / "run.json").read_bytes()
     assert cli.run(evaluate.main, few, name="evaluate") == 2
     assert "another protocols" in capsys.readouterr().err
+    assert (out / "run.json").read_bytes() == before  # what was refused says nothing about the results that are there
     assert cli.run(evaluate.main, [*few, "--restart"], name="evaluate") in (0, None)
     assert json.loads((out / "results.json").read_text())["settings"]["protocols"] == ["published"]
     for wrong, said in (

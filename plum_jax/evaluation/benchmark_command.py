@@ -97,13 +97,13 @@ def evaluate(bench, name, args, overrides):
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
     if args.restart:
         journal.discard(args.out)
-    with RunRecord(args.out, f"evaluate {name}", loaded.config) as record:
-        record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
-        results = evaluate_data(
-            bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config),
-            sizes=Sizes(args.batch_images, 2 * args.batch_images), devices=local_devices(args.devices),
-        )  # fmt: skip
-        _note(record, data)
+    record = RunRecord(args.out, f"evaluate {name}", loaded.config)
+    record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
+    _note(record, data)
+    results = evaluate_data(
+        bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config),
+        sizes=Sizes(args.batch_images, 2 * args.batch_images), devices=local_devices(args.devices), record=record,
+    )  # fmt: skip
     print(table(results, bench.columns))
     counts = results["counts"]
     print(
@@ -122,13 +122,16 @@ def settings_of(args, config=None):
     )
 
 
-def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, devices=None, restart=False, log=sys.stderr):
+def evaluate_data(
+    bench, name, model, data, out, settings, *, sizes=None, devices=None, restart=False, record=None, log=sys.stderr
+):
     """Runs a model on an opened data set and scores it; a run that was stopped continues.
 
     Args:
       bench, name: module of a benchmark. model: inference.Model. data: benchmarks.Data. out: folder. settings: Settings.
       sizes: asking.Sizes. devices: jax devices that share the images; None for the first one.
       restart: begin again where OUT holds predictions of another run, instead of refusing.
+      record: RunRecord to enter once nothing can be refused any more.
       log: where progress goes; None for silence.
 
     Returns:
@@ -138,9 +141,43 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, device
       UserError: no question, none that could be scored, predictions of another run in OUT.
     """
     from plum_jax.evaluation import asking
-    from plum_jax.evaluation.journal import Journal
 
     began, out = time.monotonic(), Path(out)
+    questions, about, journal = _open(model, data, out, restart)
+    with record or contextlib.nullcontext():
+        found = {prediction.index: prediction for prediction in journal.done}
+        bar = console.Progress(total=len(questions), start=len(found), label=name, unit="q", stream=log) if log else None
+        with bar or contextlib.nullcontext():
+            for predictions in asking.run(model, data.root, questions, sizes, frozenset(found), devices=devices, log=log):
+                journal.add(predictions)
+                found.update({prediction.index: prediction for prediction in predictions})
+                if bar:
+                    bar.update(len(predictions))
+        results, records = score_records(bench, name, read_questions(out / FILE_NAME), found, settings, journal.path)
+        if not results["counts"]["scored"]:
+            why = ", ".join(f"{n} x {reason}" for reason, n in results["counts"]["skipped"].items())
+            raise UserError(
+                f"{data.root}: nothing could be scored ({why}); restore the images, then begin again with --restart"
+            )
+        results.update(
+            dataset=data.dataset, split=data.split, checkpoint={"path": str(model.path), "sha256": model.sha256},
+            data={
+                "path": str(data.root), "sha256": about["questions"], "n_instances": len(questions),
+                "files": {str(path): sha256_of(path) for path in data.inputs},
+            },
+            seconds=round(time.monotonic() - began, 3),
+        )  # fmt: skip
+        results["counts"]["left_out"] = dict(+data.skipped)
+        results["settings"].update({key: about[key] for key in ("max_new_tokens", "min_score")}, calibrated=model.calibrated)
+        write_results(out, results, records)
+    return results
+
+
+def _open(model, data, out, restart):
+    """Writes OUT/questions.jsonl -> ([(number, Asked without its target)], what decides what is predicted, Journal)."""
+    from plum_jax.evaluation import asking
+    from plum_jax.evaluation.journal import Journal
+
     made = out / f".{FILE_NAME}.new"  # what is there stays if it is of another run
     try:
         if not write_questions(made, data.questions):
@@ -151,30 +188,7 @@ def evaluate_data(bench, name, model, data, out, settings, *, sizes=None, device
         os.replace(made, out / FILE_NAME)
     finally:
         made.unlink(missing_ok=True)
-    found = {prediction.index: prediction for prediction in journal.done}
-    bar = console.Progress(total=len(questions), start=len(found), label=name, unit="q", stream=log) if log else None
-    with bar or contextlib.nullcontext():
-        for predictions in asking.run(model, data.root, questions, sizes, frozenset(found), devices=devices, log=log):
-            journal.add(predictions)
-            found.update({prediction.index: prediction for prediction in predictions})
-            if bar:
-                bar.update(len(predictions))
-    results, records = score_records(bench, name, read_questions(out / FILE_NAME), found, settings, journal.path)
-    if not results["counts"]["scored"]:
-        why = ", ".join(f"{n} x {reason}" for reason, n in results["counts"]["skipped"].items())
-        raise UserError(f"{data.root}: nothing could be scored ({why}); restore the images, then begin again with --restart")
-    results.update(
-        dataset=data.dataset, split=data.split, checkpoint={"path": str(model.path), "sha256": model.sha256},
-        data={
-            "path": str(data.root), "sha256": about["questions"], "n_instances": len(questions),
-            "files": {str(path): sha256_of(path) for path in data.inputs},
-        },
-        seconds=round(time.monotonic() - began, 3),
-    )  # fmt: skip
-    results["counts"]["left_out"] = dict(+data.skipped)
-    results["settings"].update({key: about[key] for key in ("max_new_tokens", "min_score")}, calibrated=model.calibrated)
-    write_results(out, results, records)
-    return results
+    return questions, about, journal
 
 
 def settings_of_run(model):

@@ -32,7 +32,7 @@ CHEAP = ("published", "end_to_end")  # what quickstart reports: no decoding toke
 
 def evaluate_folder(
     loaded, folder, split, out, *, question_types=None, max_images=None, calibrate=False, sizes=None, log=sys.stderr,
-    protocols=CHEAP, devices=None, changed="refuse",
+    protocols=CHEAP, devices=None, changed="refuse", record=None,
 ):  # fmt: skip
     """Runs a model over one split and scores it: OUT/predictions.jsonl -> OUT/instances.jsonl -> OUT/results.json.
 
@@ -46,6 +46,7 @@ def evaluate_folder(
       sizes: runner.Sizes. log: where progress goes; None for silence.
       protocols: of PROTOCOLS. devices: jax devices that share the images; None for the first one.
       changed: "refuse" or "restart" when OUT holds predictions of another model, data or setting.
+      record: RunRecord to enter once nothing can be refused any more: a refused run leaves that of the run before it alone.
 
     Returns:
       The dictionary of results.json (design 1), with `summary` (M of design 1) added.
@@ -60,48 +61,54 @@ def evaluate_folder(
     model = loaded if isinstance(loaded, Model) else Model(loaded)
     check_calibrate(model, calibrate)
     source, questions = questions_of(folder, split, question_types, max_images)
-    runner = Runner(
-        model,
-        questions,
-        source,
-        modes=[PROTOCOLS[name] for name in PROTOCOLS if name in protocols],
-        sizes=sizes,
-        devices=devices,
-    )
+    modes = [mode for name, mode in PROTOCOLS.items() if name in protocols]
+    runner = Runner(model, questions, source, modes=modes, sizes=sizes, devices=devices)
     about = settings_of(model, source, split, question_types, max_images, protocols)
     journal = Journal(out, about, runner.order, changed)
     switches = {name: switch(model.config.eval, f"eval.{name}") for name in SWITCHES}
-    tally = Tally(partonomy.Scorer(split, source, switches), folder, questions)
+    with record or contextlib.nullcontext():
+        tally = Tally(partonomy.Scorer(split, source, switches), folder, questions)
+        _run(runner, folder, journal, tally, f"evaluate {split}", log)
+        records = tally.finish()
+        results = {
+            **_results(records, model, source, split, about, switches),
+            "seconds": round(time.monotonic() - began, 3),
+            "calibration": _calibrate(model, records, calibrate),
+        }
+        write_jsonl(Path(out) / "instances.jsonl", records)
+        write_json(Path(out) / "results.json", results)
+    return results
+
+
+def _run(runner, folder, journal, tally, label, log):
+    """Every question into the tally: those that are done from the journal, the others through the model into the journal."""
     tally.add(journal.done)
-    bar = None
-    if log:
-        bar = console.Progress(total=len(questions), label=f"evaluate {split}", unit="q", start=len(journal.done), stream=log)
+    total, start = len(runner.questions), len(journal.done)
+    bar = console.Progress(total=total, label=label, unit="q", start=start, stream=log) if log else None
     with bar or contextlib.nullcontext():
-        for predictions in runner.run(folder, len(journal.done)):
+        for predictions in runner.run(folder, start):
             tally.add(predictions)  # first, as what cannot be scored must not be kept
             journal.add(predictions)
             if bar:
                 bar.update(len(predictions))
-    records = tally.finish()
-    results = {
+
+
+def _results(records, model, source, split, about, switches):
+    """results.json but for the time and the calibration."""
+    return {
         "benchmark": "partonomy",
         "split": split,
         "checkpoint": {"path": str(model.path), "sha256": model.sha256},
-        "data": {"path": str(source), "sha256": about["questions"], "n_instances": len(questions)},
+        "data": {"path": str(source), "sha256": about["questions"], "n_instances": len(records)},
         "protocols": partonomy.protocols(records, switches["mc_score"], switches["tie"]),
         "summary": partonomy.summary(records, grounding=switches["grounding"], match=switches["match"]),
         "counts": partonomy.counts(records),
         "settings": {
             **switches, "min_score": model.min_score, "calibrated": model.calibrated, "protocols": about["protocols"],
         },
-        "seconds": round(time.monotonic() - began, 3),
         "version": __version__,
         "command": " ".join(sys.argv),
     }  # fmt: skip
-    results["calibration"] = _calibrate(model, records, calibrate)
-    write_jsonl(Path(out) / "instances.jsonl", records)
-    write_json(Path(out) / "results.json", results)
-    return results
 
 
 def settings_of(model, source, split, question_types, max_images, protocols):
