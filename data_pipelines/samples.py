@@ -29,8 +29,8 @@ def sample_page(target, most, *, images=None, follow_links=False):
         cards = coco_cards(target.files, images, most, follow_links=follow_links)
         heading = ", ".join(path.name for path in target.files)
     else:
-        cards = family_cards(target.folder, target.datasets, most)
-        heading = target.folder.resolve().name
+        cards, left_out = family_cards(target.folder, target.datasets, most)
+        heading = target.folder.resolve().name + (f", {left_out} not readable (see plum data check)" if left_out else "")
     if not cards:
         raise UserError(f"{target.folder}: has no sample that can be shown; plum data check says why")
     kinds = index_of((card.kind, number) for number, card in enumerate(cards, 1))
@@ -75,23 +75,25 @@ def _coco_card(file, number, name, hw, annotations, images, follow_links):
 
 
 def family_cards(root, names, most):
-    """Data sets of a root -> at most `most` Cards, each a sample as a training run draws it."""
-    cards, share = [], -(-most // max(len(names), 1))
+    """Data sets of a root -> (at most `most` Cards, each a sample as a training run draws it; how many could not be read)."""
+    cards, left_out, share = [], 0, -(-most // max(len(names), 1))
     for name in names:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # plum data check says it
                 source = open_family(root, name)
-        except UserError:
+        except UserError:  # a whole data set
+            left_out += 1
             continue
         for index in pick(range(len(source)), share):
             try:
                 sample = source.sample(index, np.random.default_rng([0, index]))
             except UserError:
+                left_out += 1
                 continue
             if sample.image is not None:
                 cards.append(_sample_card(name, sample))
-    return cards[:most]
+    return cards[:most], left_out
 
 
 def _sample_card(name, sample):

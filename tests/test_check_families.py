@@ -154,3 +154,11 @@ def test_show_has_samples_of_each(root, tmp_path, capsys):
     assert ">no image<" not in page
     assert "<script" not in page
     assert find_target([root]).kind == "root"
+
+
+def test_show_says_how_many_samples_it_could_not_read(root, tmp_path):
+    (root / "ade20k/annotations/training/ADE_1.png").write_bytes(b"no image")
+    (root / "mapillary/config_v2.0.json").unlink()  # the whole data set
+    page = tmp_path / "page.html"
+    assert show([str(root), "--out", str(page)]) == 0
+    assert "2 not readable (see plum data check)" in page.read_text(encoding="utf-8")
