@@ -125,7 +125,7 @@ def test_a_step_with_every_switch_of_the_reference():
     config = small_config(feedback=False)  # the loop is a third of the compilation, and no switch of training touches it
     config.loss.reference = 0.1
     config.optim.warmup_steps = 100
-    config.eval, config.vqa = {}, {}
+    config.eval, config.vqa, config.train = {}, {}, {}
     faithful(config, "ft")
     graphdef, shapes = build(PlumConfig.from_dict(config.model))
     tx, _ = make_optimizer(config.optim, 500)
