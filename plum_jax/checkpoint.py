@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from plum_jax.cache import cache_dir
 from plum_jax.config_io import config_from_json, config_json, differences
 from plum_jax.errors import UserError
+from plum_jax.paths import absolute, as_path, move_folder, remove_folder
 from plum_jax.run_record import write_json, write_text
 
 logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
@@ -28,7 +29,7 @@ def open_checkpoints(workdir, config):
     best."""
     policy, keep = ocp.training.save_decision_policies, ocp.training.preservation_policies
     return ocp.training.Checkpointer(
-        Path(workdir).absolute() / "checkpoints",
+        absolute(workdir) / "checkpoints",
         save_decision_policy=policy.FixedIntervalPolicy(config.train.save_every),
         preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(config.train.keep), KeepBest(workdir)]),
         cleanup_tmp_directories=True,  # what a kill in the middle of a save left behind
@@ -50,7 +51,7 @@ class KeepBest:
 def read_best(workdir):
     """W/best.json: {"step", "metric", "mode", "value"}; {} when there is none, or none that can be read."""
     try:
-        return json.loads((Path(workdir) / "best.json").read_text(encoding="utf-8"))
+        return json.loads((as_path(workdir) / "best.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -64,14 +65,14 @@ def choose_best(workdir, values, metric, mode):
     Returns:
       What best.json holds now; {} when no checkpoint has a value.
     """
-    steps = steps_in(Path(workdir).absolute() / "checkpoints")
+    steps = steps_in(absolute(workdir) / "checkpoints")
     found = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]
     if not found:
         return {}
     step, value = (max if mode == "max" else min)(found, key=lambda pair: pair[1])
     best = {"step": step, "metric": metric, "mode": mode, "value": value}
     if best != read_best(workdir):
-        write_json(Path(workdir) / "best.json", best)
+        write_json(as_path(workdir) / "best.json", best)
     return best
 
 
@@ -116,7 +117,7 @@ def restore(checkpointer, state, shardings, config):
         except UserError:
             raise
         except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files
-            aside = _set_aside(Path(checkpoint.path))
+            aside = _set_aside(as_path(checkpoint.path))
             what = f"{_short(error)}; its files are missing or damaged"
             print(f"warning: checkpoint {checkpoint.step} cannot be read ({what}); moved to {aside}", file=sys.stderr)
     checkpointer.reload()
@@ -136,8 +137,8 @@ def _set_aside(path):
     aside = path.parent.parent / "corrupt" / path.name
     if jax.process_index() == 0:
         aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
+        remove_folder(aside)
+        move_folder(path, aside)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -162,14 +163,14 @@ def checkpoint_folder(path, which="last"):
     Raises:
       UserError: there is no finished checkpoint, or no best one.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if str(path) == "tiny" and not folder.exists():
         folder = tiny_folder()
         if not folder.exists():
             raise UserError(f"tiny: no trained tiny model in {folder}; run `plum quickstart` once, or give a run folder")
     if not folder.is_dir():
         raise UserError(f"{path}: no such checkpoint folder; give the --workdir of a training run, or `tiny`")
-    folder = folder.absolute()
+    folder = absolute(folder)
     if folder.name.isdigit() and ocp.is_orbax_checkpoint(folder):
         return folder
     steps = steps_in(folder / "checkpoints")
@@ -186,7 +187,7 @@ def checkpoint_folder(path, which="last"):
 
 def latest_step(workdir):
     """Number of the newest finished checkpoint of a run folder, 0 when there is none; nothing is read or created."""
-    return next(reversed(steps_in(Path(workdir).absolute() / "checkpoints")), 0)
+    return next(reversed(steps_in(absolute(workdir) / "checkpoints")), 0)
 
 
 def steps_in(folder):
@@ -221,4 +222,4 @@ def install_tiny(workdir):
 
 def write_config(workdir, config):
     """Writes W/config.json, the resolved config."""
-    write_text(Path(workdir) / "config.json", config_json(config))
+    write_text(as_path(workdir) / "config.json", config_json(config))

@@ -1,6 +1,7 @@
 """Training: flags -> mesh -> data -> state -> loop. Running the same command again goes on where it stopped."""
 
 import argparse
+import contextlib
 import functools
 import io
 import sys
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from plum_jax import cli, console
 from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.errors import UserError
+from plum_jax.paths import is_remote
 from plum_jax.processes import say, start_processes
 from plum_jax.run_record import RunRecord
 
@@ -26,7 +28,11 @@ class TrainResult(NamedTuple):
 def main(argv):
     parser = argparse.ArgumentParser("plum train", description=__doc__)
     add_config_flag(parser)
-    parser.add_argument("--workdir", required=True, help="run folder; one that holds checkpoints of the same config is resumed")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="run folder, or gs://BUCKET/FOLDER; one that holds checkpoints of the same config is resumed",
+    )
     args, overrides = parse_args(parser, argv)
 
     from data_pipelines.partonomy.opened import has_questions
@@ -42,7 +48,8 @@ def main(argv):
     say(f"Wrote {args.workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
     folder = config.data.folder if config.data.folder and has_questions(config.data.folder) else "DIR"
     split = next_split(folder)
-    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder}{split} --out={args.workdir}/eval")
+    out = "eval" if is_remote(args.workdir) else f"{args.workdir}/eval"
+    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder}{split} --out={out}")
     return 0
 
 
@@ -72,7 +79,7 @@ def train(config, workdir):
     from plum_jax.sharding import make_mesh
     from plum_jax.validation import check_validation, pending
 
-    console.check_out(workdir)
+    console.check_out(workdir, remote=True)
     check_settings(config)
     check_validation(config)
     config = config.copy_and_resolve_references()
@@ -253,7 +260,7 @@ def _loop(run, state, start, data):
     meter = StepMetrics(write, log_every=config.train.log_every, images=config.data.global_batch)
     bar = console.Progress(total=steps, label="train", unit="step", start=start, stream=None if first else io.StringIO())
     began, waited, paused = time.monotonic(), 0.0, 0.0
-    with bar, Preemption() as preemption:
+    with contextlib.closing(run.logger), bar, Preemption() as preemption:
         for step in range(start + 1, steps + 1):
             if _shapes(arrays) not in programs:
                 programs[_shapes(arrays)] = _compile(run, state, arrays, key, again=True)
@@ -273,7 +280,6 @@ def _loop(run, state, start, data):
             waited = time.monotonic() - asked
             arrays = put_batch(batch, run.mesh, config.data.micro_batches)
     run.checkpointer.wait()
-    run.logger.close()
     _account(run, data.rest)
     return _finish(run, TrainResult(step, time.monotonic() - began - paused, 0.0, meter.latest, step < steps), start)
 
@@ -285,6 +291,7 @@ def _save(run, step, state, meter, stop):
     last, due = step == run.config.train.steps, run.validation.due(step)
     if stop or last or due or step % run.config.train.save_every == 0:
         meter.flush(last=last)
+        run.logger.flush()
         checkpoint.save(run.checkpointer, step, state, run.config, force=stop or last or due)
 
 
