@@ -20,6 +20,7 @@ from plum_jax import cli, seal
 from plum_jax.cache import cache_dir
 from plum_jax.config_io import config_from_json, config_json, differences
 from plum_jax.errors import UserError
+from plum_jax.paths import absolute, as_path, is_remote, move_folder, remove_folder
 from plum_jax.run_record import write_json, write_text
 
 logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
@@ -36,7 +37,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, config):
-        self.workdir, self.keep = Path(workdir).absolute(), config.train.keep
+        self.workdir, self.keep = absolute(workdir), config.train.keep
         self.directory = self.workdir / "checkpoints"
         self.orbax = ocp.training.Checkpointer(
             self.directory,
@@ -75,9 +76,10 @@ class Checkpoints:
             return
         steps = steps_in(self.directory)
         for step in set(steps[: -self.keep]) - {read_best(self.workdir).get("step")}:
-            aside = self.directory / f"{step}{UNFINISHED}"
-            os.replace(self.directory / str(step), aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            old = self.directory / str(step)
+            if not is_remote(old):  # a bucket has no rename
+                old = old.rename(self.directory / f"{step}{UNFINISHED}")
+            remove_folder(old)
 
     @contextlib.contextmanager
     def _telling_of_space(self):
@@ -87,7 +89,7 @@ class Checkpoints:
             if not any(words in str(error) for words in NO_SPACE) and getattr(error, "errno", None) not in cli.FULL:
                 raise
             for path in self.directory.glob(f"*{UNFINISHED}*"):
-                shutil.rmtree(path, ignore_errors=True)  # so that the files that say what happened can be written
+                remove_folder(path)  # so that the files that say what happened can be written
             step = latest_step(self.workdir)
             kept = f"step {step:,} and all before are as they were" if step else "none was saved yet"
             raise UserError(
@@ -104,7 +106,7 @@ def open_checkpoints(workdir, config):
 def read_best(workdir):
     """W/best.json: {"step", "metric", "mode", "value"}; {} when there is none, or none that can be read."""
     try:
-        return json.loads((Path(workdir) / "best.json").read_text(encoding="utf-8"))
+        return json.loads((as_path(workdir) / "best.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -118,14 +120,14 @@ def choose_best(workdir, values, metric, mode):
     Returns:
       What best.json holds now; {} when no checkpoint has a value.
     """
-    steps = steps_in(Path(workdir).absolute() / "checkpoints")
+    steps = steps_in(absolute(workdir) / "checkpoints")
     found = [(step, values[step]) for step in steps if math.isfinite(values.get(step, math.nan))]
     if not found:
         return {}
     step, value = (max if mode == "max" else min)(found, key=lambda pair: pair[1])
     best = {"step": step, "metric": metric, "mode": mode, "value": value}
     if best != read_best(workdir):
-        write_json(Path(workdir) / "best.json", best)
+        write_json(as_path(workdir) / "best.json", best)
     return best
 
 
@@ -172,7 +174,7 @@ def restore(checkpoints, state, shardings, config):
         except UserError:
             raise
         except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files
-            aside = _set_aside(Path(checkpoint.path))
+            aside = _set_aside(as_path(checkpoint.path))
             what = f"{_short(error)}; its files are missing or damaged"
             print(f"warning: checkpoint {checkpoint.step} cannot be read ({what}); moved to {aside}", file=sys.stderr)
     checkpoints.orbax.reload()
@@ -193,7 +195,7 @@ def _read(path, target, config):
 def read_config(path):
     """Folder of a checkpoint -> (config as text, what `seal.read_seal` returns; {} for one from before there were seals)."""
     sealed = {}
-    if (Path(path) / "seal").exists():
+    if (as_path(path) / "seal").exists():
         sealed = seal.read_seal(ocp.load_checkpointables(path, dict(seal=None))["seal"])
     text = ocp.load_checkpointables(path, dict(config=None))["config"]
     if sealed:
@@ -203,7 +205,7 @@ def read_config(path):
 
 def read_window(workdir, step):
     """The row of metrics that was under way when a step was saved: for `StepMetrics.go_on`."""
-    return read_config(Path(workdir).absolute() / "checkpoints" / str(step))[1].get("window", {})
+    return read_config(absolute(workdir) / "checkpoints" / str(step))[1].get("window", {})
 
 
 def _check_config(path, written, config):
@@ -217,8 +219,8 @@ def _set_aside(path):
     aside = path.parent.parent / "corrupt" / path.name
     if jax.process_index() == 0:
         aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
+        remove_folder(aside)
+        move_folder(path, aside)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -243,14 +245,14 @@ def checkpoint_folder(path, which="last"):
     Raises:
       UserError: there is no finished checkpoint, or no best one.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if str(path) == "tiny" and not folder.exists():
         folder = tiny_folder()
         if not folder.exists():
             raise UserError(f"tiny: no trained tiny model in {folder}; run `plum quickstart` once, or give a run folder")
     if not folder.is_dir():
         raise UserError(f"{path}: no such checkpoint folder; give the --workdir of a training run, or `tiny`")
-    folder = folder.absolute()
+    folder = absolute(folder)
     if folder.name.isdigit() and ocp.is_orbax_checkpoint(folder):
         return folder
     steps = steps_in(folder / "checkpoints")
@@ -267,7 +269,7 @@ def checkpoint_folder(path, which="last"):
 
 def latest_step(workdir):
     """Number of the newest finished checkpoint of a run folder, 0 when there is none; nothing is read or created."""
-    return next(reversed(steps_in(Path(workdir).absolute() / "checkpoints")), 0)
+    return next(reversed(steps_in(absolute(workdir) / "checkpoints")), 0)
 
 
 def steps_in(folder):
@@ -302,4 +304,4 @@ def install_tiny(workdir):
 
 def write_config(workdir, config):
     """Writes W/config.json, the resolved config."""
-    write_text(Path(workdir) / "config.json", config_json(config))
+    write_text(as_path(workdir) / "config.json", config_json(config))

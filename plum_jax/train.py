@@ -12,6 +12,7 @@ from plum_jax import cli, console
 from plum_jax.announce import describe, memory
 from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.errors import UserError
+from plum_jax.paths import is_remote
 from plum_jax.preemption import Preemption, leave_run, saved_so_far
 from plum_jax.processes import say, start_processes
 from plum_jax.run_record import RunRecord, remove_leftovers
@@ -28,7 +29,11 @@ class TrainResult(NamedTuple):
 def main(argv):
     parser = argparse.ArgumentParser("plum train", description=__doc__)
     add_config_flag(parser)
-    parser.add_argument("--workdir", required=True, help="run folder; one that holds checkpoints of the same config is resumed")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="run folder, or gs://BUCKET/FOLDER; one that holds checkpoints of the same config is resumed",
+    )
     args, overrides = parse_args(parser, argv)
 
     with Preemption(functools.partial(leave_run, args.workdir)) as preemption:
@@ -55,7 +60,8 @@ def _say_next(workdir, config, result):
     say(f"Wrote {workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
     folder = config.data.folder if config.data.folder and has_questions(config.data.folder) else "DIR"
     split = next_split(folder)
-    say(f"Next: plum evaluate partonomy --checkpoint={workdir} --data={folder}{split} --out={workdir}/eval")
+    out = "eval" if is_remote(workdir) else f"{workdir}/eval"
+    say(f"Next: plum evaluate partonomy --checkpoint={workdir} --data={folder}{split} --out={out}")
 
 
 def next_split(folder):
@@ -87,7 +93,7 @@ def train(config, workdir, preemption=None):
     from plum_jax.sharding import make_mesh
     from plum_jax.validation import check_validation, pending
 
-    console.check_out(workdir)
+    console.check_out(workdir, remote=True)
     check_settings(config)
     check_validation(config)
     config = config.copy_and_resolve_references()
@@ -273,7 +279,7 @@ def _loop(run, state, start, data, preemption):
         meter.go_on(read_window(run.workdir, start))
     bar = console.Progress(total=steps, label="train", unit="step", start=start, stream=None if first else io.StringIO())
     began, waited, paused = time.monotonic(), 0.0, 0.0
-    with bar, preemption.steps():
+    with contextlib.closing(run.logger), bar, preemption.steps():
         for step in range(start + 1, steps + 1):
             if _shapes(arrays) not in programs:
                 programs[_shapes(arrays)] = _compile(run, state, arrays, key, again=True)
@@ -295,7 +301,6 @@ def _loop(run, state, start, data, preemption):
             waited = time.monotonic() - asked
             arrays = put_batch(batch, run.mesh, config.data.micro_batches)
         run.checkpointer.wait()
-    run.logger.close()
     _account(run, data.rest)
     return _finish(run, TrainResult(step, time.monotonic() - began - paused, 0.0, meter.latest, step < steps), start)
 
@@ -307,6 +312,7 @@ def _save(run, step, state, meter, stop):
     last, due = step == run.config.train.steps, run.validation.due(step)
     if stop or last or due or step % run.config.train.save_every == 0:
         meter.flush(last=last)
+        run.logger.flush()
         force = stop or last or due
         checkpoint.save(run.checkpointer, step, state, run.config, window=meter.window_json(), force=force)
 
