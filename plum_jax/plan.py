@@ -56,7 +56,7 @@ def plan(args, overrides, names, stream):
     from plum_jax.initial import resolve_config
     from plum_jax.planning.advice import advise, smallest_slice
     from plum_jax.planning.measure import MARGIN, measure
-    from plum_jax.planning.programs import trace
+    from plum_jax.planning.programs import prepare
     from plum_jax.run_record import versions
 
     config = resolve_config(args.config, overrides)
@@ -73,15 +73,15 @@ def plan(args, overrides, names, stream):
     for name in names:
         began = time.monotonic()
         say(f"\n{name}: tracing and compiling (tens of seconds to minutes)...")
-        traced = trace(name, config, target, args.rows)
-        found["mesh"] = dict(traced.mesh.shape)
-        about = measure(traced, target)
+        program = prepare(name, config, target, args.rows)
+        found["mesh"] = dict(program.mesh.shape)
+        about = measure(program, target)
         for line in lines_of(about, target, found["mesh"]):
             say(f"  {line}")
         if not about["fits"] and not args.no_advice:
             say(f"  {time.monotonic() - began:.0f} s; looking for a change that makes it fit")
             about["advice"] = advise(name, config, target, args.rows, lambda text: say(f"    {text}"))
-            say(f"  {_advised(about['advice'], smallest_slice(traced, target), target)}")
+            say(f"  {_advised(about['advice'], smallest_slice(program, target), target)}")
         found["programs"][name] = about
         found["fits"] &= about["fits"]
     say(f"\n{'Everything fits' if found['fits'] else 'It does not fit'} with a margin of at least {MARGIN:.0%}.")

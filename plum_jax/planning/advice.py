@@ -4,8 +4,8 @@ import math
 
 from plum_jax.config_io import apply_override
 from plum_jax.errors import UserError
-from plum_jax.planning.measure import MARGIN, measure
-from plum_jax.planning.programs import trace
+from plum_jax.planning.measure import MARGIN, could_fit, measure
+from plum_jax.planning.programs import prepare
 from plum_jax.sharding import AXES
 
 
@@ -13,21 +13,20 @@ def advise(name, config, target, rows, say):
     """The first change that makes the program fit -> {"overrides": [...], "rows": int or None, **its measure}, or None.
 
     Args:
-      name, config, target, rows: as of `trace`. say: called with one line about every change that is tried.
+      name, config, target, rows: as of `prepare`. say: called with one line about every change that is tried.
     """
     for overrides, fewer in _candidates(name, config, len(target.devices), rows):
         changed = config.copy_and_resolve_references()
         for override in overrides:
             apply_override(changed, override)
         try:
-            traced = trace(name, changed, target, fewer)
-        except UserError:  # this mesh does not divide the batch, or the config
+            program = prepare(name, changed, target, fewer)
+        except UserError:  # the batch does not divide among these devices
             continue
-        words = describe(overrides, fewer)
-        if traced.least > (1 - MARGIN) * target.memory:
+        if not could_fit(program, target):
             continue
-        say(f"trying {words}")
-        found = measure(traced, target)
+        say(f"trying {describe(overrides, fewer)}")
+        found = measure(program, target)
         if found["fits"]:
             return {"overrides": overrides, "rows": fewer, **found}
     return None
@@ -81,6 +80,6 @@ def _mesh(config, **sizes):
     return [f"mesh.{axis}={size}" for axis, size in sizes.items() if axis != free and config.mesh[axis] != size]
 
 
-def smallest_slice(traced, target):
-    """How many devices hold what the program cannot do without, if all of it were split evenly."""
-    return math.ceil(traced.least * len(target.devices) / ((1 - MARGIN) * target.memory))
+def smallest_slice(program, target):
+    """How many devices would hold what the program cannot do without, if all of it were split evenly among these."""
+    return math.ceil(program.least * len(target.devices) / ((1 - MARGIN) * target.memory))

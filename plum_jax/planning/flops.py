@@ -47,7 +47,7 @@ def _equation(equation):
     if name == "cond":
         return max(inner, default=0)
     if name == "shard_map":  # its body is one device's share
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"]) * sum(inner)
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]) * sum(inner)
     if name == "pallas_call":  # its body is one block's share
         return math.prod(params["grid_mapping"].grid) * sum(inner)
     return sum(inner)

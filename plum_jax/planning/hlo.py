@@ -106,9 +106,8 @@ def _callees(instruction):
             return re.findall(r"%?([\w.\-]+)", branches[1])
         return [instruction.attribute("true_computation"), instruction.attribute("false_computation")]
     if instruction.opcode in ("call", "async-start"):
-        return [
-            instruction.attribute("to_apply") or instruction.attribute("called_computation") or instruction.attribute("calls")
-        ]
+        names = ("to_apply", "called_computation", "calls")
+        return [callee for name in names if (callee := instruction.attribute(name))][:1]
     return []
 
 

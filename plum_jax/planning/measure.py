@@ -11,28 +11,27 @@ MARGIN = 0.10  # of a device's memory that has to stay free
 SCALES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def measure(traced, target):
-    """Traced, Target -> dictionary of figures per device, as `plum plan --json` prints it (docs/plan.md).
+def measure(program, target):
+    """Program, Target -> dictionary of figures per device, as `plum plan --json` prints it (docs/plan.md).
 
     A program whose parameters, optimizer state and arguments alone do not fit is not compiled.
     """
     found = {"fits": False, "compiled": False, "seconds": None}
-    limit = (1 - MARGIN) * target.memory
-    if traced.least > limit:
-        return found | {"memory": _memory(traced.memory, None, None, target)}
+    if not could_fit(program, target):
+        return found | {"memory": _memory(program.memory, target)}
     began = time.monotonic()
+    traced = program.trace()
     try:
-        program = traced.compile()
+        compiled = _compile(program.mesh, traced)
     except jax.errors.JaxRuntimeError as error:
         used = _used(str(error))
         if used is None:
             raise
-        return found | {"seconds": _since(began), "memory": _memory(traced.memory, None, used, target)}
+        return found | {"seconds": _since(began), "memory": _memory(program.memory, target, used=used)}
     seconds = _since(began)
-    memory = _memory(traced.memory, program.memory_analysis(), None, target)
-    traffic = read_traffic(program.as_text())
-    devices = len(target.devices)
-    flops = {"model": traced.model_flops, "executed": traced.flops, "per_device": traced.flops / devices}
+    memory = _memory(program.memory, target, compiled.memory_analysis(), traced.kept)
+    traffic = read_traffic(compiled.as_text())
+    flops = {"model": traced.model_flops, "executed": traced.flops, "per_device": traced.flops / len(target.devices)}
     return {
         "fits": memory["margin"] >= MARGIN,
         "compiled": True,
@@ -41,29 +40,44 @@ def measure(traced, target):
         "flops": flops,
         "memory_traffic": traffic.memory_bytes,
         "collectives": traffic.collectives,
-        "estimate": estimate(flops, traffic, target, traced.work),
-        "whole_parameters_gathered": whole_parameters(traffic.gathered, traced.stacked),
+        "estimate": estimate(flops, traffic, target, program.work),
+        "whole_parameters_gathered": whole_parameters(traffic.gathered, program.stacked),
     }
+
+
+def could_fit(program, target):
+    """Whether what no compiler can save leaves the margin."""
+    return program.least <= (1 - MARGIN) * target.memory
+
+
+def _compile(mesh, traced):
+    with jax.set_mesh(mesh):  # constraints on activations name its axes; compiling inside would look for its devices
+        lowered = traced.lower()
+    return lowered.compile()
 
 
 def _since(began):
     return round(time.monotonic() - began, 1)
 
 
-def _memory(known, analysis, used, target):
-    """Bytes per device by what they are for. `used`: all that is known of a program that the compiler gave up on."""
-    found = dict(known)
-    if analysis is not None:
-        arguments = analysis.argument_size_in_bytes
-        results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
-        temporary, code = analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes
-        found["activations"] = min(known["activations"], temporary)
-        found |= {"temporaries": temporary - found["activations"], "results": results, "program": code}
-        used = max(arguments + results + temporary + code, getattr(analysis, "peak_memory_in_bytes", 0))
-        found["inputs"] = max(0, arguments - found["parameters"] - found["optimizer"])  # with what layouts add
+def _memory(known, target, analysis=None, kept=0, used=None):
+    """Bytes per device by what they are for.
+
+    Args:
+      known: memory of a Program. analysis, kept: of the compiled program and its trace.
+      used: what the compiler says that a program needs that it gave up on.
+    """
+    found = known | dict.fromkeys(("activations", "temporaries", "results", "program"))
+    if analysis is None:
+        used = max(used or 0, sum(known.values()))
     else:
-        found |= dict.fromkeys(("activations", "temporaries", "results", "program"))
-        used = used or sum(known[name] for name in ("parameters", "optimizer", "inputs"))
+        arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+        found["inputs"] = max(0, arguments - known["parameters"] - known["optimizer"])  # with what their layouts add
+        found["activations"] = min(kept, temporary)
+        found["temporaries"] = temporary - found["activations"]
+        found["results"] = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+        found["program"] = analysis.generated_code_size_in_bytes
+        used = max(arguments + temporary + found["results"] + found["program"], getattr(analysis, "peak_memory_in_bytes", 0))
     return found | {"total": used, "device": target.memory, "margin": round(1 - used / target.memory, 4)}
 
 

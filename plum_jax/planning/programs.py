@@ -1,4 +1,4 @@
-"""The programs that a plan compiles, traced from the code that runs them: the training step, and what an answer needs."""
+"""The programs that a plan compiles, made by the code that runs them: the training step, and what an answer needs."""
 
 from typing import NamedTuple
 
@@ -14,47 +14,50 @@ from plum_jax.planning import abstract
 from plum_jax.planning.flops import count_flops, kept_bytes
 from plum_jax.serving import programs as serving
 from plum_jax.settings import check_settings, check_split
-from plum_jax.sharding import make_mesh
+from plum_jax.sharding import make_mesh, path_name
 from plum_jax.switches import switch
 
 SERVED = {"prefill": "prefill", "decode": "decode_step", "masks": "decode_masks"}  # our name -> that of plum_jax.serving
-PROGRAMS = ("train", *SERVED)
+WORK = {"prefill": "prompts", "decode": "tokens", "masks": "answers"}  # what one row of a run is
 ROWS = ("data", "fsdp")
-PART_WORDS = [[1, 2, 3]] * 64  # parts of a data set that need not be there, for the patch loss: 64 names of three tokens
+PART_WORDS = [[1, 2, 3]] * 64  # of data that need not be there, for the patch loss: 64 parts with names of three tokens
 
 
-class Traced(NamedTuple):
-    """A program for a mesh, not compiled yet."""
+class Program(NamedTuple):
+    """A program for a mesh, not traced yet."""
 
-    name: str
-    traced: object  # jax.stages.Traced
     mesh: object
-    memory: dict  # {"parameters", "optimizer", "inputs": bytes per device, "activations": about, per device}
-    model_flops: int  # over all devices, without what is computed again to save memory
-    flops: int  # over all devices, with it
+    memory: dict  # {"parameters", "optimizer", "inputs"}: bytes per device, exact
     work: tuple  # (how much one run does, of what), such as (128, "images")
     stacked: dict  # as `traffic.whole_parameters` takes them
+    trace: object  # () -> Traced
 
     @property
     def least(self):
-        """Bytes per device without any activation or temporary: what no compiler can save."""
-        return sum(self.memory[name] for name in ("parameters", "optimizer", "inputs"))
-
-    def compile(self):
-        with jax.set_mesh(self.mesh):
-            lowered = self.traced.lower()
-        return lowered.compile()
+        """Bytes per device without an activation or a temporary: what no compiler can save."""
+        return sum(self.memory.values())
 
 
-def trace(name, config, target, rows=None):
-    """Name of PROGRAMS, config, Target, rows of an inference batch -> Traced. UserError where the config does not fit the mesh."""
+class Traced(NamedTuple):
+    lower: object  # () -> jax.stages.Lowered
+    model_flops: int  # over all devices, without what is computed again to save memory
+    flops: int  # over all devices, with it
+    kept: int  # bytes per device of activations that the backward pass needs
+
+
+def prepare(name, config, target, rows=None):
+    """Name of a program, config, Target, rows of an inference batch -> Program.
+
+    Raises:
+      UserError: the config is wrong, or does not divide among the devices, as `plum train` says it.
+    """
     config = complete(config)
     mesh = make_mesh(config.mesh, target.devices)
     return _train(config, mesh) if name == "train" else _served(name, config, mesh, rows)
 
 
 def complete(config):
-    """The config with names in place of data that need not be there. UserError as of `plum train`."""
+    """The config with a name in place of the folder of data that need not be there. UserError as of `plum train`."""
     config = config.copy_and_resolve_references()
     if not config.data.folder and not config.data.root:
         config.data["root" if config.data.get("sources") else "folder"] = "DIR"
@@ -64,31 +67,29 @@ def complete(config):
 
 def _train(config, mesh):
     check_split(config, mesh)
-    plan, arguments, traced = _trace_step(config, mesh)
-    state, frozen, batches, _ = arguments
-    images = mesh.shape["data"] * mesh.shape["fsdp"]
+    plan = train._plan(config, mesh, PART_WORDS)  # computes a little: outside of the mesh, whose devices need not be there
+    arguments = state, frozen, batches, _ = abstract.train_arguments(config, plan, mesh)
     memory = {
         "parameters": abstract.bytes_per_device((state.params, frozen)),
         "optimizer": abstract.bytes_per_device(state.opt_state),
         "inputs": abstract.bytes_per_device(batches),
-        "activations": kept_bytes(traced.jaxpr) // images,
     }
-    flops = count_flops(traced.jaxpr)
-    model_flops = flops
-    if config.model.remat != "none":
-        once = config.copy_and_resolve_references()
-        once.model.remat = "none"
-        model_flops = count_flops(_trace_step(once, mesh)[2].jaxpr)
+
+    def trace():
+        with jax.set_mesh(mesh):
+            traced = plan.step_fn.trace(*arguments)
+        flops = model_flops = count_flops(traced.jaxpr)
+        if config.model.remat != "none":
+            once = config.copy_and_resolve_references()
+            once.model.remat = "none"
+            step_fn = train._plan(once, mesh, PART_WORDS).step_fn
+            with jax.set_mesh(mesh):
+                model_flops = count_flops(step_fn.trace(*arguments).jaxpr)
+        kept = kept_bytes(traced.jaxpr) // (mesh.shape["data"] * mesh.shape["fsdp"])
+        return Traced(traced.lower, model_flops, flops, kept)
+
     stacked = stacked_parameters(abstract.parameters(config, plan.abstract, mesh), mesh)
-    return Traced("train", traced, mesh, memory, model_flops, flops, (config.data.global_batch, "images"), stacked)
-
-
-def _trace_step(config, mesh):
-    """-> (plan of the run, arguments of its step, jax.stages.Traced)."""
-    plan = train._plan(config, mesh, PART_WORDS)  # computes a little: outside of the mesh, whose devices need not be there
-    arguments = abstract.train_arguments(config, plan, mesh)
-    with jax.set_mesh(mesh):
-        return plan, arguments, plan.step_fn.trace(*arguments)
+    return Program(mesh, memory, (config.data.global_batch, "images"), stacked, trace)
 
 
 def _served(name, config, mesh, rows):
@@ -102,32 +103,28 @@ def _served(name, config, mesh, rows):
     placed = abstract.parameters(config, shapes, mesh)
     parts = {part: placed[part] for part in program.parts if part in placed}
     inputs = _inputs(program, config, model, mesh, rows)
-    cache = tuple(key for key in ("keys", "values") if key in inputs)
+    cache = {key: inputs.pop(key) for key in ("keys", "values") if key in inputs}
 
     def run(parts, cache, rest):
         return program.run(bind(graphdef, {**shapes, **parts}), **cache, **rest)
 
-    arguments = parts, {key: inputs[key] for key in cache}, {key: x for key, x in inputs.items() if key not in cache}
-    outputs = dict.fromkeys(jax.eval_shape(run, *arguments)) | {key: inputs[key].sharding for key in cache}
-    with jax.set_mesh(mesh):
-        traced = jax.jit(run, donate_argnums=1, out_shardings=outputs).trace(*arguments)
-    memory = {
-        "parameters": abstract.bytes_per_device(parts),
-        "optimizer": 0,
-        "inputs": abstract.bytes_per_device(arguments[1:]),
-        "activations": 0,
-    }
-    flops, what = count_flops(traced.jaxpr), {"prefill": "prompts", "decode": "tokens", "masks": "answers"}[name]
-    return Traced(name, traced, mesh, memory, flops, flops, (rows, what), stacked_parameters(parts, mesh))
+    def trace():
+        with jax.set_mesh(mesh):
+            outputs = dict.fromkeys(jax.eval_shape(run, parts, cache, inputs)) | {key: x.sharding for key, x in cache.items()}
+            traced = jax.jit(run, donate_argnums=1, out_shardings=outputs).trace(parts, cache, inputs)
+        flops = count_flops(traced.jaxpr)
+        return Traced(traced.lower, flops, flops, 0)
+
+    sizes = (abstract.bytes_per_device(parts), 0, abstract.bytes_per_device((cache, inputs)))
+    memory = dict(zip(("parameters", "optimizer", "inputs"), sizes, strict=True))
+    return Program(mesh, memory, (rows, WORK[name]), stacked_parameters(parts, mesh), trace)
 
 
 def _inputs(program, config, model, mesh, rows):
     """Arguments of a served program: {name: shape with its place}, the sizes that vary as `plum predict` chooses them."""
     prompt = -(-config.data.max_tokens // PROMPT_BUCKET) * PROMPT_BUCKET
-    positions = prompt - 1 + model.clip.grid**2 + config.eval.max_new_tokens
-    sizes = dict(
-        b=rows, i=rows, t=prompt, m=config.eval.max_new_tokens, c=positions, n=max(MIN_SPAN_BUCKET, config.data.max_spans)
-    )
+    answer, spans = config.eval.max_new_tokens, max(MIN_SPAN_BUCKET, config.data.max_spans)
+    sizes = dict(b=rows, i=rows, t=prompt, m=answer, c=prompt - 1 + model.clip.grid**2 + answer, n=spans)
     inputs = {}
     for key, (text, dtype) in program.inputs.items():
         symbols = [part.strip() for part in text.split(",")]
@@ -140,12 +137,10 @@ def _inputs(program, config, model, mesh, rows):
 
 
 def stacked_parameters(placed, mesh):
-    """Nested dictionary of placed shapes -> {path: (shape, mesh size of `tensor` if it splits this one)} of the parameters of
-    stacked layers that are split over the mesh."""
-    from plum_jax.sharding import path_name
-
+    """Nested dictionary of placed shapes -> {path: (shape, mesh size of `tensor` if that splits it, else 1)} of the parameters
+    of stacked layers that are split over the mesh."""
     found = {}
     for path, x in jax.tree_util.tree_leaves_with_path(placed):
-        if x.ndim > 2 and x.sharding.shard_shape(x.shape) != x.shape and x.shape[0] > 1:
+        if x.ndim > 2 and x.shape[0] > 1 and x.sharding.shard_shape(x.shape) != x.shape:
             found[path_name(path)] = (x.shape, mesh.shape["tensor"] if "tensor" in x.sharding.spec else 1)
     return found
