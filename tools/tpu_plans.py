@@ -38,9 +38,9 @@ INTRO = """# Plans for TPU slices
 
 What `plum plan` says of `configs/plum.py:size=13b` and `:size=7b` for six TPU slices: the real programs, compiled by the TPU
 compiler for those chips and run on none. [docs/plan.md](../docs/plan.md) says what each figure is. All figures are per chip, in
-GiB, TFLOP and GB; a training step is 128 images of 512 positions. Mesh: data x fsdp x tensor, and the micro-batches of a
-training step. The time is that of the slowest of computing, HBM and links at peak rates: a bound, not a measurement, and so is the MFU.
-`fits` wants 10 % of the memory free.
+GiB, TFLOP and GB. A training step is 128 images of 512 positions. Mesh: data x fsdp x tensor, and for training the number of
+micro-batches. The time is that of the slowest of computing, HBM and links at peak rates: a bound, not a measurement, and so is
+the MFU. `fits` wants 10 % of the memory free.
 
 """
 AGAIN = """
