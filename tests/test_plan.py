@@ -1,5 +1,6 @@
 """`plum plan`: its arguments are those of the real programs, its figures add up, and its advice holds."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from fixtures_partonomy import write_folder
 
 from data_pipelines.pipeline import batches
 from data_pipelines.tokenizer import load_tokenizer
-from plum_jax import cli, loading, train
+from plum_jax import cli, train
 from plum_jax.batch import Batch
 from plum_jax.config_io import load_config
 from plum_jax.errors import UserError
@@ -47,9 +48,7 @@ def figures(tree):
     return jax.tree.map(lambda x: (tuple(x.shape), np.dtype(x.dtype)), tree, is_leaf=lambda x: hasattr(x, "dtype"))
 
 
-@pytest.mark.parametrize(
-    "overrides", [["data.micro_batches=2"], ["loss.patch=0", "data.grounded=(3,4)"]], ids=str
-)
+@pytest.mark.parametrize("overrides", [["data.micro_batches=2"], ["loss.patch=0", "data.grounded=(3,4)"]], ids=str)
 def test_the_batch_is_that_of_the_data_pipeline(overrides, tmp_path):
     write_folder(tmp_path, images=6)
     config = load_config("configs/tiny.py", [f"data.folder={tmp_path}", "data.global_batch=64", *overrides])
@@ -89,18 +88,18 @@ class _NoCheckpoint:
         pass
 
 
-def test_served_programs_take_what_a_loaded_model_has(config, target):
-    """Parameters of the shapes and types that `load_model` gives, rows for eight devices, the cache of the longest answer."""
-    real = figures(loading.initial_model(config).params)
-    mesh = make_mesh(config.mesh)
-    placed = abstract.parameters(config, jax.tree.map(lambda x: x, programs.build(_sizes(config))[1]), mesh)
-    assert figures(placed) == real
+def test_served_programs_take_the_parameters_of_a_checkpoint_and_the_cache_of_the_longest_answer(config, target):
     prefill, decode = (programs.prepare(name, config, target) for name in ("prefill", "decode"))
     assert prefill.work == (64, "prompts") and decode.work == (64, "tokens")
     assert decode.memory["optimizer"] == 0
     positions = 64 - 1 + (24 // 12) ** 2 + 8  # 40 tokens are padded to 64
     cache = 2 * config.model.llama.depth * 64 * positions * 24 * 4
     assert cache // 8 <= decode.memory["inputs"] < cache // 8 + 1000
+    shapes = programs.build(_sizes(config))[1]
+    llama = sum(x.size for x in jax.tree.leaves(shapes["llama"]))
+    assert decode.memory["parameters"] == prefill.memory["parameters"] == llama * 4  # trained ones are float32, and repeated
+    config.trainable, config.model.dtype = "span_tagger", "bfloat16"
+    assert programs.prepare("prefill", config, target).memory["parameters"] == llama * 2
     with pytest.raises(UserError, match="--rows 12: 8 devices do not divide it"):
         programs.prepare("decode", config, target, 12)
 
@@ -209,10 +208,11 @@ def test_candidates_keep_what_the_config_says():
 
 
 def test_help_imports_no_jax():
-    code = "import sys, plum_jax.plan as p\ntry: p.main(['-h'])\nexcept SystemExit: assert not {'jax', 'torch'} & {*sys.modules}"
+    code = "import sys, plum_jax.plan as x\ntry: x.main(['-h'])\nexcept SystemExit: assert 'jax' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is made for Linux on x86-64 only")
 def test_a_step_compiles_for_a_slice_that_is_not_there():
     """The whole command, for four v5e chips: parameters split, and none gathered whole."""
     options = [*(f"--config.{x}" for x in [*SMALL, *FEEDBACK]), "--config.mesh.fsdp=4"]
