@@ -34,6 +34,7 @@ COMMANDS = {
         "stats": ("data_pipelines.stats", "count what a data set holds"),
         "show": ("data_pipelines.show", "one HTML page of samples with images, masks and answers"),
     },
+    "plan": ("plum_jax.plan", "compile a config for a TPU slice that need not be there: memory, work, time"),
     "report": ("plum_jax.report", "a run or evaluations as a page, JSON and LaTeX tables"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
