@@ -130,6 +130,16 @@ def progress(items=None, total=None, label="", unit="it"):
     return Progress(items, total=total, label=label, unit=unit)
 
 
+def only_first(max_images):
+    """A line below a table that is not about all images of its split; "" where it is."""
+    return "" if max_images is None else f"\nOnly the first {counted(max_images, 'image')} of the split (--max-images)"
+
+
+def counted(number, noun):
+    """'1 image', '2,000 images'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size(number):
     """1536 -> '1.5 KB'; decimal units, as disks are sold and model sizes are quoted."""
     for unit in ("B", "KB", "MB", "GB"):

@@ -149,7 +149,7 @@ def test_bad_images_are_counted(data, model, tmp_path, capsys):
     assert results["counts"] == {"scored": 9, "skipped": {UNREADABLE: 6}} and results["data"]["n_instances"] == 15
     assert results["summary"]["n_skipped"] == 6 and results["summary"]["n_instances"] == 3
     said = capsys.readouterr().err
-    assert said.count("warning:") == 2 and "1.png: is missing or not a readable image; its 3 questions are skipped" in said
+    assert said.count("warning:") == 2 and "1.png: is missing or not a readable image; 3 questions skipped" in said
     predictions = list(prediction_file.read(out / NAME))
     assert [p.index for p in predictions if p.skipped] == [3, 4, 5, 12, 13, 14]
     assert len({p.index for p in predictions}) == 15

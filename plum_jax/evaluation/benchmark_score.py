@@ -47,7 +47,7 @@ def main(name, argv=None):
     print(table(results, benchmarks.module(name).columns))
     counts = results["counts"]
     reasons = "".join(f", {n} left out: {reason}" for reason, n in counts["skipped"].items())
-    print(f"{counts['scored']} questions scored{reasons}")
+    print(f"{console.counted(counts['scored'], 'question')} scored{reasons}")
     print("Wrote nothing; pass --out=DIR" if args.out is None else f"Wrote {args.out}/results.json and instances.jsonl")
 
 

@@ -19,6 +19,14 @@ CURVES = {  # column of metrics.csv -> title, explanation
     "lr": ("learning rate", ""),
     "images_per_second": ("images per second", ""),
     "data_wait": ("waiting for data", "share of the time of a step"),
+    "val_gmiou_macro": ("validation: masks", "IoU end to end, mean over questions"),
+    "val_gmiou_micro": ("validation: masks, per mask", "IoU end to end, mean over masks"),
+    "val_gmiou_macro_published": ("validation: masks, published protocol", "IoU, mean over questions"),
+    "val_false_mask_rate": ("validation: false masks", "share of the masks, of no visible part"),
+    "val_part_accuracy": ("validation: right list of parts", "share of the questions"),
+    "val_object_accuracy": ("validation: right object", "share of the questions"),
+    "val_span_f1": ("validation: phrases found", "F1, exact boundaries"),
+    "val_text_loss": ("validation: text", "cross-entropy of held-out conversations, per token"),
 }
 LOGARITHMIC = {"loss", "language", "tag", "shape", "bce", "patch", "reference"}
 NOT_CURVES = {"step", "time", "seconds", "elapsed", "epoch"}
