@@ -4,6 +4,7 @@ Run folder: config.json, checkpoints/<step>/ with the trainable parameters, the 
 best.json, which names the best step once validation has scored one.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,37 +16,95 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from plum_jax import cli, seal
 from plum_jax.cache import cache_dir
 from plum_jax.config_io import config_from_json, config_json, differences
 from plum_jax.errors import UserError
-from plum_jax.paths import absolute, as_path, move_folder, remove_folder
+from plum_jax.paths import absolute, as_path, is_remote, move_folder, remove_folder
 from plum_jax.run_record import write_json, write_text
 
 logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
 
+UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax marks a folder that is no checkpoint yet; it removes them when it starts
+COMMITTED = "commit_success.txt"  # in a bucket, where nothing is renamed, a folder with this file is a checkpoint
+NO_SPACE = ("No space left", "File too large", "Disk quota", "ENOSPC", "EFBIG", "EDQUOT")
+
+
+class Checkpoints:
+    """Checkpointer of a run folder: `save` keeps every `config.train.save_every` steps; of these the last `config.train.keep`
+    and the best stay.
+
+    Old ones go when a newer one is finished, each out of sight first: a kill leaves no half of a checkpoint.
+    """
+
+    def __init__(self, workdir, config):
+        self.workdir, self.keep = absolute(workdir), config.train.keep
+        self.directory = self.workdir / "checkpoints"
+        self.orbax = ocp.training.Checkpointer(
+            self.directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(config.train.save_every),
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
+            cleanup_tmp_directories=True,  # what a kill in the middle of a save left behind
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self.wait()
+        except UserError:
+            if kind is None:
+                raise  # else the first error is what is told
+        finally:
+            with contextlib.suppress(Exception):  # a failed save is raised here once more
+                self.orbax.close()
+
+    def wait(self):
+        """Until the save under way is finished. UserError when it failed for want of space."""
+        with self._telling_of_space():
+            self.orbax.wait()
+        self._prune()
+
+    def start(self, step, items):
+        """Starts a save in the background, after the one before is finished."""
+        self.wait()
+        with self._telling_of_space():
+            self.orbax.save_checkpointables_async(step, items, force=True)
+
+    def _prune(self):
+        if jax.process_index() != 0:
+            return
+        steps = steps_in(self.directory)
+        for step in set(steps[: -self.keep]) - {read_best(self.workdir).get("step")}:
+            path, aside = self.directory / str(step), self.directory / f"{step}{UNFINISHED}"
+            if is_remote(path):
+                (path / COMMITTED).unlink(missing_ok=True)
+                aside = path
+            else:
+                os.replace(path, aside)
+            remove_folder(aside)
+
+    @contextlib.contextmanager
+    def _telling_of_space(self):
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have their own types, with the words of the system in them
+            if not any(words in str(error) for words in NO_SPACE) and getattr(error, "errno", None) not in cli.FULL:
+                raise
+            for path in self.directory.glob(f"*{UNFINISHED}*"):
+                remove_folder(path)  # so that the files that say what happened can be written
+            step = latest_step(self.workdir)
+            kept = f"step {step:,} and all before are as they were" if step else "none was saved yet"
+            raise UserError(
+                f"{self.directory}: the disk is full, a checkpoint could not be written ({kept}); free some space and run the "
+                "same command to go on"
+            ) from error
+
 
 def open_checkpoints(workdir, config):
-    """Checkpointer of a run folder: saves every `config.train.save_every` steps, keeps the last `config.train.keep` and the
-    best."""
-    policy, keep = ocp.training.save_decision_policies, ocp.training.preservation_policies
-    return ocp.training.Checkpointer(
-        absolute(workdir) / "checkpoints",
-        save_decision_policy=policy.FixedIntervalPolicy(config.train.save_every),
-        preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(config.train.keep), KeepBest(workdir)]),
-        cleanup_tmp_directories=True,  # what a kill in the middle of a save left behind
-    )
-
-
-class KeepBest:
-    """Preserves the step that best.json names. Orbax asks at every save, so it is always the newest answer."""
-
-    def __init__(self, workdir):
-        self.workdir = workdir
-
-    def should_preserve(self, checkpoints, *, context):
-        del context
-        best = read_best(self.workdir).get("step")
-        return [checkpoint.step == best for checkpoint in checkpoints]
+    """Checkpoints of a run folder, to be used in a `with`."""
+    return Checkpoints(workdir, config)
 
 
 def read_best(workdir):
@@ -76,26 +135,30 @@ def choose_best(workdir, values, metric, mode):
     return best
 
 
-def save(checkpointer, step, state, config, *, force=False):
+def save(checkpoints, step, state, config, *, window=None, force=False):
     """Asynchronous; skips the steps that the save policy does not want, and a step that is already there.
 
     Args:
-      step: Python int, number of updates made: no wait for the device.
-      state: TrainState.
+      step: Python int, number of updates made.
+      state: TrainState. Its buffers may be donated as soon as this returns.
+      window: of `StepMetrics.window_json`: the row of metrics that is under way.
 
     Returns:
       True when a save was started.
     """
-    if any(found.step == step for found in checkpointer.checkpoints):
+    there = any(found.step == step for found in checkpoints.orbax.checkpoints)
+    if there or not (force or checkpoints.orbax.should_save(step)):
         return False
-    items = dict(state=_as_dict(state), config=config_json(config))  # as text: a dictionary would be stored as arrays
-    return checkpointer.save_checkpointables_async(step, items, force=force) is not None
+    state, text = _as_dict(state), config_json(config)  # as text: a dictionary would be stored as arrays
+    checkpoints.start(step, dict(state=state, config=text, seal=seal.seal(state, text, window or {})))
+    return True
 
 
-def restore(checkpointer, state, shardings, config):
+def restore(checkpoints, state, shardings, config):
     """The newest readable state, laid out for this mesh whatever mesh wrote it.
 
-    A checkpoint that cannot be read is set aside in `corrupt/` with a warning, and the one before it is taken.
+    A checkpoint that cannot be read, or whose arrays are not those that were saved, is set aside in `corrupt/` with a warning,
+    and the one before it is taken.
 
     Args:
       state: TrainState of shapes. shardings: the same tree of shardings.
@@ -108,22 +171,45 @@ def restore(checkpointer, state, shardings, config):
       UserError: the checkpoint is of another config; no checkpoint could be read.
     """
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), _as_dict(state), _as_dict(shardings))
-    found = list(reversed(checkpointer.checkpoints))
+    found = list(reversed(checkpoints.orbax.checkpoints))
     for checkpoint in found:
         try:
-            written = checkpointer.load_checkpointables(checkpoint, dict(config=None))["config"]
-            _check_config(checkpoint.path, config_from_json(written), config)
-            return checkpointer.load_checkpointables(checkpoint, dict(state=target))["state"], checkpoint.step
+            return _read(checkpoint.path, target, config), checkpoint.step
         except UserError:
             raise
         except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files
             aside = _set_aside(as_path(checkpoint.path))
             what = f"{_short(error)}; its files are missing or damaged"
             print(f"warning: checkpoint {checkpoint.step} cannot be read ({what}); moved to {aside}", file=sys.stderr)
-    checkpointer.reload()
+    checkpoints.orbax.reload()
     if found:
-        raise UserError(f"{checkpointer.directory}: none of {len(found)} checkpoints can be read; choose a new --workdir")
+        raise UserError(f"{checkpoints.directory}: none of {len(found)} checkpoints can be read; choose a new --workdir")
     return None, 0
+
+
+def _read(path, target, config):
+    text, sealed = read_config(path)
+    _check_config(path, config_from_json(text), config)
+    state = ocp.load_checkpointables(path, dict(state=target))["state"]
+    if sealed:
+        seal.check_arrays(sealed, state)
+    return state
+
+
+def read_config(path):
+    """Folder of a checkpoint -> (config as text, what `seal.read_seal` returns; {} for one from before there were seals)."""
+    sealed = {}
+    if (as_path(path) / "seal").exists():
+        sealed = seal.read_seal(ocp.load_checkpointables(path, dict(seal=None))["seal"])
+    text = ocp.load_checkpointables(path, dict(config=None))["config"]
+    if sealed:
+        seal.check_config(sealed, text)
+    return text, sealed
+
+
+def read_window(workdir, step):
+    """The row of metrics that was under way when a step was saved: for `StepMetrics.go_on`."""
+    return read_config(absolute(workdir) / "checkpoints" / str(step))[1].get("window", {})
 
 
 def _check_config(path, written, config):

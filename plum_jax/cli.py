@@ -121,8 +121,8 @@ def run(main, argv=None, *, name=None):
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
         return int(main(argv) or 0)
-    except KeyboardInterrupt:
-        print(f"\nplum {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nplum {name}: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as in `plum ... | head`
         sys.stderr.close()

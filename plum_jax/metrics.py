@@ -48,6 +48,20 @@ class StepMetrics:
                 return
             self._read(due[0] if due else newest)
 
+    def window_json(self):
+        """What `flush` left, the row that is under way, as a JSON value: a later run goes on with it through `go_on`.
+
+        Its numbers are float32, which JSON keeps exactly: a row that a kill cut in two has the means of a whole one.
+        """
+        steps = [(step, jax.device_get(sums), waited) for step, sums, waited in self.window]
+        rows = [[step, {k: [float(x) for x in pair] for k, pair in sums.items()}, waited] for step, sums, waited in steps]
+        return {"rows": rows, "seconds": time.monotonic() - self.read_at}
+
+    def go_on(self, window):
+        """Takes over a `window_json`, {} for none."""
+        self.window = [tuple(row) for row in window.get("rows", ())]
+        self.read_at = time.monotonic() - window.get("seconds", 0.0)
+
     def _read(self, last):
         rows = [row for row in self.window if row[0] <= last]
         if not rows:

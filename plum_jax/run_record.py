@@ -61,6 +61,23 @@ def write_text(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder):
+    """Removes the temporary files that `write_text` left in a folder when it was killed."""
+    for path in as_path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def mark_stopped(folder, status):
+    """Writes into run.json how a run ended that could not write it itself."""
+    path = as_path(folder) / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    if facts["status"] == "running":
+        write_json(path, {**facts, "status": status, "finished": _now()})
+
+
 def _plain(value):
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -108,7 +125,8 @@ class RunRecord:
         if error is not None and not stopped:
             self.facts["error"] = f"{kind.__name__}: {error}"
         self.seconds["total"] = round(time.monotonic() - self.began, 3)
-        self._write()
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():  # the error is what is told
+            self._write()
 
     def input(self, name, path):
         """Records the path and hash of an input; a missing path is recorded with a null hash."""
