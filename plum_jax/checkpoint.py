@@ -26,6 +26,7 @@ from plum_jax.run_record import write_json, write_text
 logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax marks a folder that is no checkpoint yet; it removes them when it starts
+COMMITTED = "commit_success.txt"  # in a bucket, where nothing is renamed, a folder with this file is a checkpoint
 NO_SPACE = ("No space left", "File too large", "Disk quota", "ENOSPC", "EFBIG", "EDQUOT")
 
 
@@ -76,10 +77,13 @@ class Checkpoints:
             return
         steps = steps_in(self.directory)
         for step in set(steps[: -self.keep]) - {read_best(self.workdir).get("step")}:
-            old = self.directory / str(step)
-            if not is_remote(old):  # a bucket has no rename
-                old = old.rename(self.directory / f"{step}{UNFINISHED}")
-            remove_folder(old)
+            path, aside = self.directory / str(step), self.directory / f"{step}{UNFINISHED}"
+            if is_remote(path):
+                (path / COMMITTED).unlink(missing_ok=True)
+                aside = path
+            else:
+                os.replace(path, aside)
+            remove_folder(aside)
 
     @contextlib.contextmanager
     def _telling_of_space(self):

@@ -18,6 +18,8 @@ PLUM = """
     if sys.argv[1] == "--version":
         sys.exit()
     home = pathlib.Path.home()
+    names = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
+    (home / "jax").write_text(" ".join(os.environ[name] for name in names))
     with open(home.parent / "runs.jsonl", "a") as file:
         file.write(json.dumps([home.name, *sys.argv[1:]]) + "\\n")
     print("first line", flush=True)
@@ -37,6 +39,17 @@ PYTHON3 = """#!/bin/bash
 """
 
 
+CURL = """#!/bin/bash
+    # the metadata server
+    case "${@: -1}" in
+      http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints)
+        echo "unknown:8470:10.0.0.7,unknown:8470:10.0.0.8" ;;
+      http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number) echo "${HOME: -1}" ;;
+      *) exit 22 ;;
+    esac
+"""
+
+
 @contextlib.contextmanager
 def fake_cloud(tmp_path):
     """Folder of the stand-in for gcloud. Programs that still run on its workers are ended."""
@@ -46,6 +59,7 @@ def fake_cloud(tmp_path):
     write(binaries / "gcloud", f"#!{sys.executable}\n" + (ROOT / "tests" / "fake_gcloud.py").read_text())
     write(cloud / "bin" / "plum", f"#!{sys.executable}\n" + textwrap.dedent(PLUM))
     write(cloud / "bin" / "python3", textwrap.dedent(PYTHON3))
+    write(cloud / "bin" / "curl", textwrap.dedent(CURL))
     yield cloud
     for pid in cloud.glob("worker*/plum_run/pid"):
         end(int(pid.read_text()))

@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_in_the_bucket_and_ends_as_one_on_disk(start, stora
     test_train.assert_same(ours.params, theirs.params)
     assert ours.sha256 == run_record.sha256_of(f"gs://bucket/killed/checkpoints/{STEPS}")
     assert json.loads(storage.objects["bucket/killed/run.json"])["status"] == "done"
-    assert len(storage.names("bucket/killed/tensorboard/events")) == 2  # one of each start
+    assert len(storage.names("bucket/killed/tensorboard/events")) == 1  # drawn anew, the one of the killed run is gone
     kept = {name.split("/")[3] for name in storage.names("bucket/killed/checkpoints/")}
     assert kept == {"12", "16"} and not storage.names("bucket/killed/checkpoints/12/state/tmp")
 
@@ -130,6 +130,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_half_of_one_is_not_seen(storage, 
     test_checkpoint.equal(restored["params"], test_checkpoint.make_state(config, mesh, scale=2)[0].params)
     assert "checkpoint 4 cannot be read" in capsys.readouterr().err
     assert storage.names("bucket/damaged/corrupt/4/state/") and not storage.names("bucket/damaged/checkpoints/4/")
+    assert not storage.names("bucket/damaged/checkpoints/6/")
     test_checkpoint.save_all("gs://bucket/damaged", config, [4, 6], mesh)  # and the steps can be saved again
     assert checkpoint.steps_in(paths.as_path("gs://bucket/damaged/checkpoints")) == [4, 6]
 
@@ -170,10 +171,13 @@ def test_files_that_grow_are_uploaded_now_and_then(storage, monkeypatch):
     logger.write(4, {"loss": 0.25})
     logger.close()
     assert [row["loss"] for row in read_metrics("gs://bucket/grown")] == [1.0, 0.25]
+    (new_file,) = storage.names("bucket/grown/tensorboard/")
+    assert new_file != event_file
     mirror = paths.Mirror("gs://bucket/grown", keep=("metrics.csv", "tensorboard", "nothing"))
-    (mirror.local / event_file.removeprefix("bucket/grown/")).unlink()
+    assert paths.files_below(mirror.local) == paths.files_below("gs://bucket/grown")
+    (mirror.local / new_file.removeprefix("bucket/grown/")).unlink()
     mirror.publish()
-    assert event_file not in storage.objects and storage.names("bucket/grown/tensorboard/")
+    assert storage.names("bucket/grown") == ["bucket/grown/metrics.csv"]
 
 
 def test_folders_in_a_bucket(storage, tmp_path):

@@ -37,6 +37,8 @@ def test_a_slice_from_nothing_to_deleted(cloud):
     tpu(cloud, "run", *SLICE, "--", "plum", "train", *NASTY)
     wait_until(lambda: len(lines(cloud / "runs.jsonl")) == 2)
     assert sorted(lines(cloud / "runs.jsonl")) == [[w, "train", *NASTY] for w in ("worker0", "worker1")]
+    for worker in (0, 1):
+        assert (cloud / f"worker{worker}" / "jax").read_text() == f"2 {worker} 10.0.0.7:8482"
     assert tpu(cloud, "status", *SLICE) == "plum: ACTIVE\nRUNNING\nRUNNING\n"
     assert "is running; stop it first" in tpu(cloud, "run", *SLICE, "--", "plum", "train", status=3)
     assert "is running; stop it first" in tpu(cloud, "copy", *SLICE, status=3)

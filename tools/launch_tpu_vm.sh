@@ -50,6 +50,12 @@ python3 -m pip install --quiet --user uv
 test -x ../plum_env/bin/python || python3 -m uv venv --quiet --python 3.12 ../plum_env
 python3 -m uv pip install --quiet --python ../plum_env/bin/python --constraint constraints.txt --editable ".[tpu,gcs]"
 ../plum_env/bin/plum --version'
+# Every worker learns from the metadata server who the others are: name:id:address or address of each, with commas.
+# shellcheck disable=SC2016
+OTHERS='meta() { curl -sf -H "Metadata-Flavor: Google" "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"; }
+workers=$(meta worker-network-endpoints) && number=$(meta agent-worker-number) || { echo "no answer of the metadata server" >&2; exit 1; }
+first=${workers%%,*}; commas=${workers//[!,]/}
+export JAX_NUM_PROCESSES=$((${#commas} + 1)) JAX_PROCESS_ID=$number JAX_COORDINATOR_ADDRESS=${first##*:}:8482'
 # shellcheck disable=SC2016
 OUTCOME='cd plum_run 2>/dev/null || { echo NONE; exit 0; }
 if [ -f stopped ]; then echo STOPPED; elif [ -f exit ]; then echo "EXIT $(cat exit)"
@@ -187,7 +193,7 @@ remote_run() {
   local program start
   program=$(quoted "${WORDS[@]}")
   start='"$HOME/plum_jax/tools/run_stoppable.sh" "$@" & echo $! > pid; wait $!; echo $? > exit'
-  printf '%s\n' "$REFUSE" 'mkdir -p plum_run && cd plum_run || exit 1' \
+  printf '%s\n' "$REFUSE" "$OTHERS" 'mkdir -p plum_run && cd plum_run || exit 1' \
     'rm -f exit stopped pid; export PATH="$HOME/plum_env/bin:$PATH"' \
     "setsid nohup bash -c $(quoted "$start") plum $program >> log 2>&1 < /dev/null & sleep 1; cat pid"
 }
