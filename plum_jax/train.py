@@ -81,7 +81,7 @@ def train(config, workdir, preemption=None):
 
     Raises:
       UserError: data, config or checkpoints are not what they should be; nothing is written then.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a loss or a gradient is not finite, and config.train.nonfinite does not say to skip such steps.
     """
     import jax
 
@@ -262,19 +262,24 @@ def _loop(run, state, start, data, preemption):
 
     from plum_jax.checkpoint import read_window
     from plum_jax.metrics import StepMetrics
+    from plum_jax.nonfinite import Guard
     from plum_jax.sharding import put_batch
 
     config, steps, first = run.config, run.config.train.steps, jax.process_index() == 0
     if first:
         describe(run, data.first, steps - start)
-    key, arrays = jax.random.key(config.seed), put_batch(data.first, run.mesh, config.data.micro_batches)
+    batch, key = data.first, jax.random.key(config.seed)
+    arrays = put_batch(batch, run.mesh, config.data.micro_batches)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
 
     def write(step, means):
-        run.logger.write(step, {"lr": float(run.plan.rates[step - 1]), **means})
+        run.logger.write(step, {"lr": float(run.plan.rates[guard.updates(step)]), **means})
         bar.update(0, loss=means["loss"], **{"images/s": round(means["images_per_second"], 1)})
 
-    meter = StepMetrics(write, log_every=config.train.log_every, images=config.data.global_batch)
+    guard = Guard(config, run.workdir, run.source, state, start)
+    meter = StepMetrics(
+        write, log_every=config.train.log_every, images=config.data.global_batch, left_out=guard.left_out, start=start
+    )
     if start:
         meter.go_on(read_window(run.workdir, start))
     bar = console.Progress(total=steps, label="train", unit="step", start=start, stream=None if first else io.StringIO())
@@ -284,6 +289,7 @@ def _loop(run, state, start, data, preemption):
             if _shapes(arrays) not in programs:
                 programs[_shapes(arrays)] = _compile(run, state, arrays, key, again=True)
             state, sums = programs[_shapes(arrays)](state, run.frozen, arrays, key)
+            guard.remember(step, batch, sums)
             meter.add(step, sums, waited)
             bar.update(1)
             stop = preemption.requested(step)
@@ -302,16 +308,20 @@ def _loop(run, state, start, data, preemption):
             arrays = put_batch(batch, run.mesh, config.data.micro_batches)
         run.checkpointer.wait()
     _account(run, data.rest)
+    guard.account(run.record)
     return _finish(run, TrainResult(step, time.monotonic() - began - paused, 0.0, meter.latest, step < steps), start)
 
 
 def _save(run, step, state, meter, stop):
-    """Saves where the config, a validation, the end or SIGTERM ask for it, never a state whose loss is not finite."""
+    """Saves where the config, a validation, the end or SIGTERM ask for it, never a state that is not finite."""
     from plum_jax import checkpoint
+    from plum_jax.nonfinite import check_state
+    from plum_jax.sharding import replicated
 
     last, due = step == run.config.train.steps, run.validation.due(step)
     if stop or last or due or step % run.config.train.save_every == 0:
         meter.flush(last=last)
+        check_state(state, step, replicated(run.mesh))
         run.logger.flush()
         force = stop or last or due
         checkpoint.save(run.checkpointer, step, state, run.config, window=meter.window_json(), force=force)
