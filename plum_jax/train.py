@@ -309,6 +309,7 @@ def _loop(run, state, start, data, preemption):
         run.checkpointer.wait()
     _account(run, data.rest)
     guard.account(run.record)
+    run.record.note(step_programs=len(programs))  # more than one: batches of new shapes
     return _finish(run, TrainResult(step, time.monotonic() - began - paused, 0.0, meter.latest, step < steps), start)
 
 

@@ -88,6 +88,7 @@ def test_a_run_says_what_it_does_and_leaves_what_it_promises(whole, data):
     assert f"Wrote {folder}" in printed and "Next: plum evaluate" in printed
     assert steps_saved(folder) == [STEPS - 4, STEPS]
     record = json.loads((folder / "run.json").read_text())
+    assert record["step_programs"] == 1
     assert record["status"] == "done" and record["step"] == STEPS and record["trainable"] < record["parameters"]
     assert record["inputs"]["data"]["path"].startswith(str(data)) and {"compile", "loop", "total"} <= record["seconds"].keys()
     rows = read_metrics(folder)
