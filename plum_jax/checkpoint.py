@@ -6,14 +6,15 @@ best.json, which names the best step once validation has scored one.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 from pathlib import Path
 
+import absl.logging
 import jax
-from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from plum_jax import cli, seal
@@ -23,11 +24,12 @@ from plum_jax.errors import UserError
 from plum_jax.paths import absolute, as_path, is_remote, move_folder, remove_folder
 from plum_jax.run_record import write_json, write_text
 
-logging.set_verbosity(logging.ERROR)  # Orbax warns of what is handled here: slow saves, items that were not asked for
+absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs, with a traceback, what it raises as well and is handled here
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # reads of arrays that Orbax gives up when another one failed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax marks a folder that is no checkpoint yet; it removes them when it starts
 COMMITTED = "commit_success.txt"  # in a bucket, where nothing is renamed, a folder with this file is a checkpoint
-NO_SPACE = ("No space left", "File too large", "Disk quota", "ENOSPC", "EFBIG", "EDQUOT")
+NO_SPACE = tuple(os.strerror(number) for number in cli.FULL)  # words of the system
 
 
 class Checkpoints:
@@ -90,15 +92,16 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore have their own types, with the words of the system in them
-            if not any(words in str(error) for words in NO_SPACE) and getattr(error, "errno", None) not in cli.FULL:
+            words = next((words for words in NO_SPACE if words in str(error)), None)
+            if words is None:
                 raise
             for path in self.directory.glob(f"*{UNFINISHED}*"):
                 remove_folder(path)  # so that the files that say what happened can be written
             step = latest_step(self.workdir)
             kept = f"step {step:,} and all before are as they were" if step else "none was saved yet"
             raise UserError(
-                f"{self.directory}: the disk is full, a checkpoint could not be written ({kept}); free some space and run the "
-                "same command to go on"
+                f"{self.directory}: a checkpoint could not be written: {words} ({kept}); free some space and run the same "
+                "command to go on"
             ) from error
 
 
