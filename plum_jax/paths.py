@@ -72,6 +72,21 @@ def check_bucket(path):
         )
 
 
+def write_whole(path, content):
+    """Writes bytes so that a reader never sees half of them: under a temporary name, then renamed; an object appears whole."""
+    path = as_path(path)
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def files_below(folder):
     """Sorted names of all files below a folder, relative to it, with slashes."""
     folder = as_path(folder)

@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 
-from plum_jax.paths import as_path, files_below, is_remote
+from plum_jax.paths import as_path, files_below, write_whole
 
 PACKAGES = (
     "plum_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "pycocotools", "tokenizers",
@@ -44,21 +44,8 @@ def write_json(path, value):
 
 
 def write_text(path, text):
-    """Writes a file under a temporary name in the same folder, then renames: a reader never sees half of it.
-
-    An object of a bucket is written directly: it appears whole.
-    """
-    path = as_path(path)
-    if is_remote(path):
-        path.write_bytes(text.encode())
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a file as a whole: a reader never sees half of it."""
+    write_whole(path, text.encode())
 
 
 def remove_leftovers(folder):

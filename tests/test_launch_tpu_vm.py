@@ -82,6 +82,12 @@ def test_keep_gives_up_on_a_program_that_fails_again_and_again(cloud):
     assert len(lines(cloud / "runs.jsonl")) == 4
 
 
+def test_keep_ends_where_gcloud_cannot_work(cloud):
+    write(cloud.parent / "bin" / "gcloud", "#!/bin/bash\necho 'no active account' >&2; exit 1\n")
+    out = tpu(cloud, "keep", *SLICE, "--type=v4-8", "--poll=0", "--", "plum", "train", status=2)
+    assert "no active account" in out and "gcloud cannot tell the state of plum" in out
+
+
 def bare_path(cloud):
     """A folder with what the script itself needs, and no gcloud."""
     bare = cloud.parent / "bare"

@@ -252,13 +252,15 @@ program_again() {
 }
 
 keep() {
-  local failures=0 watched=0 slice now
+  local failures=0 looked=0 watched=0 slice now
   if ((DRY_RUN)); then
     create
     program_again
   fi
   while true; do
     slice=$(state)
+    [[ $slice != UNKNOWN ]] || ((looked)) || fail "gcloud cannot tell the state of $NAME, for the reason above"
+    looked=1
     if [[ $slice != ACTIVE ]]; then
       slice_again "$slice" || echo "$NAME: no slice yet; trying again in $POLL s"
     else
