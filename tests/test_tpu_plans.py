@@ -14,7 +14,8 @@ FOUND = {
     "versions": {"python": "3.11", "jax": "0.10", "libtpu": "0.0.52"},
 }  # fmt: skip
 ABOUT = {
-    "fits": True, "compiled": True, "seconds": 61.5, "cpu_seconds": 70.0, "memory": {**MEMORY, "total": 8 * GIB, "device": 16 * GIB, "margin": 0.5},
+    "fits": True, "compiled": True, "seconds": 61.5, "cpu_seconds": 70.0,
+    "memory": {**MEMORY, "total": 8 * GIB, "device": 16 * GIB, "margin": 0.5},
     "flops": {"model": 3e15, "executed": 4e15, "per_device": 2.5e14}, "memory_traffic": 5e12,
     "collectives": {"all-gather": {"count": 40, "bytes": 1e11, "moved": 9e10}},
     "estimate": {"seconds": {}, "step_seconds": 6.1, "bound": "memory", "mfu": 0.156, "per_second": 21.0, "unit": "images"},
