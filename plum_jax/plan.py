@@ -110,7 +110,7 @@ def lines_of(about, target, mesh):
         names = sorted({x["parameter"] for x in about["whole_parameters_gathered"]})
         yield f"warning   all layers at once are gathered of {', '.join(names)}: the mesh splits them in vain"
     yield from _estimated(about["estimate"])
-    yield f"compiled  in {about['seconds']:.0f} s"
+    yield f"compiled  in {about['seconds']:.0f} s, {about['cpu_seconds']:.0f} s of processor time"
 
 
 def _estimated(guess):

@@ -115,7 +115,8 @@ def without_accelerator():
     """Before jax is imported: this process compiles for a slice that is not there, and touches no device of this machine."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks Google's metadata server what machine this is
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # these two say what it would warn that it cannot find
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans at a time
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

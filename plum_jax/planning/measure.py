@@ -16,10 +16,10 @@ def measure(program, target):
 
     A program whose parameters, optimizer state and arguments alone do not fit is not compiled.
     """
-    found = {"fits": False, "compiled": False, "seconds": None}
+    found = {"fits": False, "compiled": False, "seconds": None, "cpu_seconds": None}
     if not could_fit(program, target):
         return found | {"memory": _memory(program.memory, target)}
-    began = time.monotonic()
+    began = time.monotonic(), time.process_time()
     traced = program.trace()
     try:
         compiled = _compile(program.mesh, traced)
@@ -27,15 +27,15 @@ def measure(program, target):
         used = _used(str(error))
         if used is None:
             raise
-        return found | {"seconds": _since(began), "memory": _memory(program.memory, target, used=used)}
-    seconds = _since(began)
+        return found | _since(began) | {"memory": _memory(program.memory, target, used=used)}
+    took = _since(began)
     memory = _memory(program.memory, target, compiled.memory_analysis(), traced.kept)
     traffic = read_traffic(compiled.as_text())
     flops = {"model": traced.model_flops, "executed": traced.flops, "per_device": traced.flops / len(target.devices)}
     return {
         "fits": memory["margin"] >= MARGIN,
         "compiled": True,
-        "seconds": seconds,
+        **took,
         "memory": memory,
         "flops": flops,
         "memory_traffic": traffic.memory_bytes,
@@ -57,7 +57,8 @@ def _compile(mesh, traced):
 
 
 def _since(began):
-    return round(time.monotonic() - began, 1)
+    now = time.monotonic(), time.process_time()  # the latter of all threads
+    return {name: round(b - a, 1) for name, a, b in zip(("seconds", "cpu_seconds"), began, now, strict=True)}
 
 
 def _memory(known, target, analysis=None, kept=0, used=None):
@@ -72,12 +73,14 @@ def _memory(known, target, analysis=None, kept=0, used=None):
         used = max(used or 0, sum(known.values()))
     else:
         arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-        found["inputs"] = max(0, arguments - known["parameters"] - known["optimizer"])  # with what their layouts add
+        arguments = max(arguments, sum(known.values()))  # what a program does not read lies in memory all the same
+        found["inputs"] = arguments - known["parameters"] - known["optimizer"]  # with what their layouts add
         found["activations"] = min(kept, temporary)
         found["temporaries"] = temporary - found["activations"]
         found["results"] = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
         found["program"] = analysis.generated_code_size_in_bytes
-        used = max(arguments + temporary + found["results"] + found["program"], getattr(analysis, "peak_memory_in_bytes", 0))
+        used = arguments + temporary + found["results"] + found["program"]
+        used = max(used, getattr(analysis, "peak_memory_in_bytes", 0))
     return found | {"total": used, "device": target.memory, "margin": round(1 - used / target.memory, 4)}
 
 
