@@ -36,21 +36,21 @@ def test_the_command(tmp_path, capsys):
 def test_recomputed_layers_are_work_but_not_progress():
     config, mesh = train_config(), make_mesh(dict(data=-1, fsdp=1, tensor=1))
     config.model.remat = "full"
-    step = bench_train.make_step(config, mesh)
+    plan = bench_train.make_step(config, mesh)
     batch = random_batch(config, PlumConfig.from_dict(config.model), most_spans=3, seed=0)
-    shapes = bench_train.jax.eval_shape(lambda: _arguments(step, config, batch))
+    shapes = bench_train.jax.eval_shape(lambda: _arguments(plan, batch))
     flops, executed = bench_train.operations(config, mesh, shapes)
     llama, images, positions = config.model.llama, 16, 32
     weights = 4 * llama.width**2 + 2 * llama.width * llama.mlp + 4 * llama.lora_rank * llama.width  # nobody needs down_proj's
     assert executed - flops == 2 * llama.depth * images * positions * (weights + 2 * positions * llama.width)
 
 
-def _arguments(step, config, batch):
+def _arguments(plan, batch):
     import jax.numpy as jnp
 
-    params = bench_train.jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), step.shapes)
+    params = bench_train.jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), plan.abstract)
     micro = bench_train.jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
-    return step.init(params), {}, micro, bench_train.jax.random.key(0)
+    return plan.init(params), {}, micro, bench_train.jax.random.key(0)
 
 
 def test_a_random_batch_is_what_the_model_takes():
