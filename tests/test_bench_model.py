@@ -89,6 +89,18 @@ def test_masks_of_the_peer_are_those_of_ours():
         program.peer(torch_peers.Torch(bench.config, "bfloat16", torch.get_num_threads()))
 
 
+def test_half_precision_without_torch(tmp_path, capsys):
+    flags = ["--only=prefill", "--dtype=bfloat16", "--no-torch", "--repeats=1", "--warmup=0", "--positions=8"]
+    bench_model.main([f"--config={config_file(tmp_path)}", *flags, "--config.mesh.data=2", "--config.mesh.fsdp=4"])
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert (
+        found["dtype"] == "bfloat16" and found["torch"] == "left out" and printed.startswith("No column of PyTorch: left out.")
+    )
+    part = found["parts"]["prefill"]
+    assert part["torch"] is None and "ratio" not in part and part["tokens"] == 8 * 8 and found["feedback"] is None
+
+
 def test_an_unknown_part_is_one_sentence():
     with pytest.raises(UserError, match="'sma' is no part; give some of sam,clip"):
         bench_model.main(["--only=sma"])

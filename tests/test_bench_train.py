@@ -33,6 +33,20 @@ def test_the_command(tmp_path, capsys):
     assert compared["target"] == 3.0 and found["no_torch"] == ""
 
 
+@pytest.mark.slow
+def test_the_command_as_at_the_sizes_of_the_paper(tmp_path, capsys):
+    """bfloat16, frozen weights, layers recomputed, everything split over the devices, two micro-batches."""
+    config = config_file(tmp_path)
+    flags = ["--dtype=bfloat16", "--config.trainable=lora_|^mask_decoder/", "--config.model.remat=full", "--config.mesh.data=1"]
+    flags += ["--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.data.micro_batches=2"]
+    bench_train.main([f"--config={config}", *flags, "--repeats=1", "--warmup=0"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    step = found["step"]
+    assert found["dtype"] == "bfloat16" and found["machine"]["mesh"] == dict(data=1, fsdp=4, tensor=2)
+    assert 0 < step["trainable"] < step["parameters"] and step["executed_flops"] > step["flops"] and step["hfu"] > step["mfu"]
+    assert "compared" not in found and ("float32 only" in found["no_torch"] or "not installed" in found["no_torch"])
+
+
 def test_recomputed_layers_are_work_but_not_progress():
     config, mesh = train_config(), make_mesh(dict(data=-1, fsdp=1, tensor=1))
     config.model.remat = "full"
