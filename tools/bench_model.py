@@ -212,8 +212,7 @@ def measure(program, torch, dtype, args):
         functions |= {"torch": program.peer(torch)} if torch else {}
     except torch_peers.NoPeer as reason:
         why = str(reason)
-    seconds = timing.in_turns(functions, repeats=args.repeats, warmup=args.warmup)
-    times = {name: timing.Times.of(x) for name, x in seconds.items()}
+    times = timing.in_turns(functions, repeats=args.repeats, warmup=args.warmup)
     flops, peak = timing.operations(program.run, *program.args), timing.Peak.of(times["product"].median, product_flops)
     return {
         **program.work, "parameters": program.parameters, "seconds": times["ours"]._asdict(),

@@ -23,15 +23,16 @@ def random_params(shapes, shardings, seed, dtype_of):
     key, found = jax.random.key(seed), []
     for i, ((path, x), sharding) in enumerate(zip(leaves, jax.tree.leaves(shardings), strict=True)):
         name = path_name(path)
-        draw = _drawer(x.shape, jnp.dtype(dtype_of(name)), name.endswith("scale"), sharding)
+        kind = name.endswith(("scale", "bias")), name.endswith("scale")
+        draw = _drawer(x.shape, jnp.dtype(dtype_of(name)), *kind, sharding)
         found.append(draw(jax.random.fold_in(key, i)))
     return jax.tree.unflatten(tree, found)
 
 
 @functools.cache
-def _drawer(shape, dtype, is_scale, sharding):
+def _drawer(shape, dtype, is_vector, is_scale, sharding):
     """key -> array; compiled once for all arrays alike. Layers are drawn one after the other: float32 needs room for one."""
-    spread = 0.02 if len(shape) < 2 else shape[-2] ** -0.5
+    spread = 0.02 if is_vector or len(shape) < 2 else shape[-2] ** -0.5  # vectors of stacked layers have two axes
 
     def values(key, shape):
         noise = spread * jax.random.normal(key, shape)

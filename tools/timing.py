@@ -34,36 +34,45 @@ class Times(NamedTuple):
     median: float
     least: float
     spread: float  # distance between the quartiles, as a share of the median
+    processor: float  # median of the processor time of all threads of this process, those that wait in a loop included
 
     @classmethod
-    def of(cls, seconds):
+    def of(cls, runs):
+        """[(seconds by the clock, seconds of processor time)]"""
+        seconds, processor = zip(*runs, strict=True)
         middle = statistics.median(seconds)
         low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (middle,) * 3
-        return cls(middle, min(seconds), (high - low) / middle)
+        return cls(middle, min(seconds), (high - low) / middle, statistics.median(processor))
 
 
 def in_turns(functions, *, repeats, warmup):
-    """{name: function that ends when its work is done} -> {name: [seconds]}.
+    """{name: function that ends when its work is done} -> {name: Times}.
 
     They take turns, forwards and backwards, so that all see the same noise of the machine.
     """
     for _ in range(warmup):
         for run in functions.values():
             run()
-    seconds = {name: [] for name in functions}
+    runs = {name: [] for name in functions}
     for i in range(repeats):
         for name in list(functions)[:: 1 if i % 2 == 0 else -1]:
             time.sleep(PAUSE)
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.process_time()
             functions[name]()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
+            runs[name].append((time.perf_counter() - begin, time.process_time() - busy))
+    return {name: Times.of(x) for name, x in runs.items()}
 
 
 def ratios(times, other, ours):
-    """Seconds of `other` for one of `ours`: {"ratio" of the medians, "ratio_of_least"}, which a busy machine disturbs less."""
+    """Time of `other` for one of `ours`: of the medians, of the least times, and of the median processor times.
+
+    The last says what a busy machine does not disturb, where both run on one core: `taskset -c 0 python -m tools.bench_model`.
+    """
     a, b = times[other], times[ours]
-    return {"ratio": a.median / b.median, "ratio_of_least": a.least / b.least}
+    return {
+        "ratio": a.median / b.median, "ratio_of_least": a.least / b.least,
+        "ratio_of_processor_time": a.processor / b.processor,
+    }  # fmt: skip
 
 
 def operations(function, *args):
@@ -98,6 +107,11 @@ def products(dtype):
     return lambda: jax.block_until_ready(multiply(a, a)), 2 * side**3
 
 
+def nominal_peak(kind):
+    """jax's name of a device -> bf16 FLOP/s, None where PEAKS does not have it."""
+    return next((peak for name, peak in PEAKS if re.search(name, kind)), None)
+
+
 class Peak(NamedTuple):
     """FLOP/s of all devices together."""
 
@@ -109,7 +123,7 @@ class Peak(NamedTuple):
         """Seconds and FLOPs of `products`. Virtual devices of a CPU share its cores."""
         device = jax.devices()[0]
         count = 1 if device.platform == "cpu" else jax.device_count()
-        nominal = next((peak for name, peak in PEAKS if re.search(name, device.device_kind)), None)
+        nominal = nominal_peak(device.device_kind)
         return cls(nominal and nominal * count, flops / seconds * count)
 
     def shares(self, rate):
