@@ -41,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, workdir, config):
         self.workdir, self.keep = absolute(workdir), config.train.keep
-        self.directory = self.workdir / "checkpoints"
+        self.directory, self.failed = self.workdir / "checkpoints", False
         self.orbax = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(config.train.save_every),
@@ -61,6 +61,8 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # a failed save is raised here once more
                 self.orbax.close()
+            if self.failed:
+                self._remove_unfinished()
 
     def wait(self):
         """Until the save under way is finished. UserError when it failed for want of space."""
@@ -87,6 +89,11 @@ class Checkpoints:
                 os.replace(path, aside)
             remove_folder(aside)
 
+    def _remove_unfinished(self):
+        if jax.process_index() == 0:
+            for path in self.directory.glob(f"*{UNFINISHED}*"):
+                remove_folder(path)
+
     @contextlib.contextmanager
     def _telling_of_space(self):
         try:
@@ -95,8 +102,8 @@ class Checkpoints:
             words = next((words for words in NO_SPACE if words in str(error)), None)
             if words is None:
                 raise
-            for path in self.directory.glob(f"*{UNFINISHED}*"):
-                remove_folder(path)  # so that the files that say what happened can be written
+            self.failed = True
+            self._remove_unfinished()  # so that the files that say what happened can be written
             step = latest_step(self.workdir)
             kept = f"step {step:,} and all before are as they were" if step else "none was saved yet"
             raise UserError(

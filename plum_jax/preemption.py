@@ -37,7 +37,9 @@ class Preemption:
             os.set_blocking(theirs, False)
             self.wakeup = (signal.set_wakeup_fd(theirs), ours, theirs)
             threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
-        self.previous = {number: signal.signal(number, self._note) for number in heard}
+        # With a thread that hears the signals the handler does nothing, so that each is heard once, and in order.
+        handler = self._note if self.leave is None else lambda *_: None
+        self.previous = {number: signal.signal(number, handler) for number in heard}
         return self
 
     def __exit__(self, *_):

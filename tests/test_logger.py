@@ -1,6 +1,9 @@
 """metrics.csv goes on without a gap or a repeat; running means; a loss that is not finite."""
 
+import errno
+import json
 import math
+import resource
 
 import jax.numpy as jnp
 import pytest
@@ -41,6 +44,19 @@ def test_a_new_run_starts_empty_and_only_one_process_writes(tmp_path):
     assert steps(tmp_path) == []
 
 
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    logger, limits = MetricLogger(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    logger.write(2, {"loss": 1.0})
+    before = (tmp_path / "metrics.csv").read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="metrics.csv") as caught:
+            logger.write(4, {"loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and (tmp_path / "metrics.csv").read_bytes() == before
+
+
 def stop(step, sums):
     raise FloatingPointError(f"step {step}")
 
@@ -72,6 +88,23 @@ def test_flush_keeps_an_incomplete_row_for_later():
         meter.add(step, sums(step), 0.0)
     meter.flush()
     assert [step for step, _ in rows] == [4] and rows[0][1]["loss"] == 2.5
+
+
+def test_a_row_that_a_kill_cut_in_two_is_that_of_a_whole_run():
+    def steps_of(meter, numbers):
+        for step in numbers:
+            meter.add(step, sums(1 / (step + 3), weight=step % 3 / 7), 0.0)
+        meter.flush()
+
+    whole, cut = [], []
+    steps_of(StepMetrics(lambda step, row: whole.append((step, row)), log_every=5, images=4, left_out=stop), range(1, 11))
+    first = StepMetrics(lambda step, row: cut.append((step, row)), log_every=5, images=4, left_out=stop)
+    steps_of(first, range(1, 8))
+    second = StepMetrics(lambda step, row: cut.append((step, row)), log_every=5, images=4, left_out=stop)
+    second.go_on(json.loads(json.dumps(first.window_json())))
+    steps_of(second, range(8, 11))
+    assert [step for step, _ in cut] == [step for step, _ in whole] == [5, 10]
+    assert [(row["loss"], row["iou"]) for _, row in cut] == [(row["loss"], row["iou"]) for _, row in whole]
 
 
 def test_a_metric_without_weight_is_nan():
