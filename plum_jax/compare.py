@@ -158,12 +158,15 @@ def _record(line, where, benchmark):
 def lines(report):
     """The comparison as text."""
     counts = report["counts"]
+    n_questions, n_images = console.counted(report["n_instances"], "question"), console.counted(report["n_images"], "image")
     out = [f"A  {report['a']['path']}", f"B  {report['b']['path']}"]
-    out.append(f"{report['n_instances']} questions about {report['n_images']} images, in percent; * interval without 0")
+    out.append(f"{n_questions} about {n_images}, in percent; * interval without 0")
     for name, what in (("only_a", "only in A"), ("only_b", "only in B"), ("other_targets", "with other target masks")):
         if counts[name]:
-            out.append(f"left out: {counts[name]} questions {what}")
-    out += [f"left out: {n} questions, {reason.replace('_', ' ')}" for reason, n in counts["skipped"].items()]
+            out.append(f"left out: {console.counted(counts[name], 'question')} {what}")
+    out += [
+        f"left out: {console.counted(n, 'question')}, {reason.replace('_', ' ')}" for reason, n in counts["skipped"].items()
+    ]
     for kind, protocols in report["question_types"].items():
         for protocol, metrics in protocols.items():
             heads = f"{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':>16} {'better':>7} {'worse':>7} {'equal':>7}"

@@ -119,7 +119,7 @@ def differences(images, *ratios):
     draws = bootstrap.resampled(bootstrap.sums_per_image(images, table))
     drawn = bootstrap.ratio(draws[..., 0], draws[..., 1])
     single = bootstrap.ratio(table[..., 0], table[..., 1])
-    found = {}
+    found, several = {}, len(set(images)) > 1  # one image alone says nothing of others
     for k, name in enumerate(names):
         one, two = (None if np.isnan(x) else float(x) for x in values[k])
         known = single[:, k][~np.isnan(single[:, k]).any(-1)]
@@ -129,7 +129,7 @@ def differences(images, *ratios):
             "a": one,
             "b": two,
             "difference": None if one is None or two is None else two - one,
-            "interval_95": bootstrap.interval(drawn[:, k, 1] - drawn[:, k, 0]),
+            "interval_95": bootstrap.interval(drawn[:, k, 1] - drawn[:, k, 0]) if several else None,
             "better": better,
             "worse": worse,
             "equal": len(known) - better - worse,
