@@ -132,7 +132,10 @@ def progress(items=None, total=None, label="", unit="it"):
 
 def only_first(max_images):
     """A line below a table that is not about all images of its split; "" where it is."""
-    return "" if max_images is None else f"\nOnly the first {counted(max_images, 'image')} of the split (--max-images)"
+    if max_images is None:
+        return ""
+    first = "first image" if max_images == 1 else f"first {max_images:,} images"
+    return f"\nOnly the {first} of the split (--max-images)"
 
 
 def counted(number, noun):

@@ -124,7 +124,7 @@ def test_other_settings_are_refused(whole, data, model, tmp_path):
     for name in (NAME, META):
         (copy / name).write_bytes((whole / name).read_bytes())
     again = lambda **options: evaluate_folder(model, data, "test", copy, log=None, sizes=SIZES, **options)  # noqa: E731
-    with pytest.raises(UserError, match="holds a run with another protocols; give another --out, or .*--restart"):
+    with pytest.raises(UserError, match="holds a run that differs in protocols; give another --out, or .*--restart"):
         again(protocols=("middle",))
     with pytest.raises(UserError, match="another max_images"):
         again(max_images=2)
