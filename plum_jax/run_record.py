@@ -50,7 +50,7 @@ def write_text(path, text):
 
 def remove_leftovers(folder):
     """Removes the temporary files that `write_text` left in a folder when it was killed."""
-    for path in () if is_remote(folder) else as_path(folder).glob(".*.tmp"):
+    for path in as_path(folder).glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
