@@ -121,14 +121,14 @@ def measure(config, mesh, batch, args):
     times = timing.in_turns({"ours": training, "product": product}, repeats=args.repeats, warmup=args.warmup)
     flops, executed = operations(config, mesh, training.shapes)
     data = config.data
-    peak = timing.Peak.of(times["product"].median, product_flops)
+    rates = timing.rates(flops, times["ours"], times["product"], product_flops)
     positions = data.max_tokens - 1 + (config.model.clip.image_size // config.model.clip.patch) ** 2
     return {
         "images": data.global_batch, "images_with_masks": len(batch.masks), "micro_batches": data.micro_batches,
         "positions": positions, "spans": int(batch.span_valid.sum()), "parameters": training.parameters,
         "trainable": training.trainable, "remat": config.model.remat, "seconds": times["ours"]._asdict(),
-        "images_per_second": data.global_batch / times["ours"].median, **timing.rates(flops, times["ours"], peak),
-        "executed_flops": executed, "hfu": peak.shares(executed / times["ours"].median)["mfu"],
+        "images_per_second": data.global_batch / times["ours"].median, **rates,
+        "executed_flops": executed, "hfu": rates["mfu"] * (executed / flops),
         "memory_bytes": training.memory, "compile_seconds": training.compile_seconds,
     }  # fmt: skip
 
