@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-ROWS, HEADS = ("data", "fsdp"), "tensor"  # mesh axes that split the rows and the heads of a kernel
+from plum_jax.sharding import ROWS
+
+HEADS = "tensor"  # the mesh axis that the weights of heads are split over
 
 
 def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
