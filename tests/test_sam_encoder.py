@@ -84,7 +84,7 @@ def grid(seed, b, size, heads, head, dtype=jnp.float32):
 
 def wide_form(kernel):
     """The form for fused kernels, with `kernel` in place of them."""
-    return lambda *arrays: grid_attention._widened(kernel, -(-(arrays[0].shape[-1] + 2 * arrays[0].shape[1]) // 8) * 8)(*arrays)
+    return lambda *arrays: grid_attention.widened(kernel, -(-(arrays[0].shape[-1] + 2 * arrays[0].shape[1]) // 8) * 8)(*arrays)
 
 
 def plain_kernel(q, k, v):

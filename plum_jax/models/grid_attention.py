@@ -20,11 +20,11 @@ def grid_attention(q, k, v, rel_h, rel_w):
     b, height, width, heads, head = q.shape
     wide = -(-(head + height + width) // 8) * 8
     shape = jax.ShapeDtypeStruct((b, height * width, heads, wide), q.dtype)
-    kernels = {name: _widened(kernel, wide) for name, kernel in fused(shape, shape, scale=1.0).items()}
-    return by_platform(_with_bias, kernels, q, k, v, rel_h, rel_w)
+    kernels = {name: widened(kernel, wide) for name, kernel in fused(shape, shape, scale=1.0).items()}
+    return by_platform(with_bias, kernels, q, k, v, rel_h, rel_w)
 
 
-def _with_bias(q, k, v, rel_h, rel_w):
+def with_bias(q, k, v, rel_h, rel_w, *, loop_from=LOOP_FROM):
     """The bias is a broadcast sum that is added where the logits are read: it is not written. Large squares run head by head:
     twice as fast on a CPU, whose caches hold the logits of one head."""
     b, height, width, heads, head = q.shape
@@ -36,13 +36,13 @@ def _with_bias(q, k, v, rel_h, rel_w):
         bias = bias.reshape(*bias.shape[:3], height * width)
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="xla")
 
-    if heads * (height * width) ** 2 < LOOP_FROM:
+    if heads * (height * width) ** 2 < loop_from:
         return attend(q, k, v, rel_h, rel_w)
     by_head = tuple(jnp.moveaxis(x, 3, 0) for x in (q, k, v, rel_h, rel_w))
     return jnp.moveaxis(jax.lax.map(lambda x: attend(*x)[:, :, 0], by_head), 0, 2)
 
 
-def _widened(kernel, wide):
+def widened(kernel, wide):
     """The bias as a part of the dot product: rel_h and rel_w join q, one-hot rows and columns join k.
 
     Any kernel without a bias then applies. Heads of queries and keys grow to `wide`: 80 to 112 in the windows of ViT-H and to
