@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 
+from plum_jax import processes
 from plum_jax.errors import UserError
 
 COMMANDS = {
@@ -120,13 +121,13 @@ def run(main, argv=None, *, name=None):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
-        return int(main(argv) or 0)
+        return processes.leave(int(main(argv) or 0))
     except KeyboardInterrupt:
-        print(f"\nplum {name}: interrupted", file=sys.stderr)
-        return 130
+        print(f"\nplum {name}: interrupted{processes.who()}", file=sys.stderr)
+        return processes.leave(130, "interrupted")
     except BrokenPipeError:  # the reader of our output went away, as in `plum ... | head`
         sys.stderr.close()
-        return 141
+        return processes.leave(141, "the reader of its output went away")
     except Exception as error:  # the end of every command: its type and first line are printed, --debug shows the traceback
         if debug:
             traceback.print_exc()
@@ -138,8 +139,10 @@ def run(main, argv=None, *, name=None):
         sentence = f"{where}{error.strerror}; {advice}" if advice else str(error)
         sentence = sentence if user else f"{type(error).__name__}: {_first_line(error)}"
         hint = "" if user or debug else " (--debug shows the traceback)"
-        print(f"plum {name}: error: {sentence}{hint}", file=sys.stderr)
-        return 2 if user else 1
+        other = processes.verdict(error)
+        sentence, hint = (other, "") if other else (sentence, hint)
+        print(f"plum {name}: error{processes.who()}: {sentence}{hint}", file=sys.stderr)
+        return processes.leave(2 if user else 1, sentence)
 
 
 def _first_line(error):
