@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plum_jax.config_io import config_json, flatten
 from plum_jax.errors import UserError
-from plum_jax.processes import several, tell_all
+from plum_jax.processes import meet, several, tell_all
 from plum_jax.run_record import sha256_of, versions
 
 # Keys that may differ between hosts: where things lie on this machine, and how it reads them. What is read must be the same.
@@ -112,7 +112,7 @@ def check_shared(file):
     """UserError unless all processes see a file that process 0 has written."""
     if not several():
         return
-    tell_all("written", True)
+    meet("written")
     path, deadline = Path(file), time.monotonic() + VISIBLE_SECONDS
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from plum_jax import cli, console
 from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.errors import UserError
-from plum_jax.processes import say, start_processes, sum_over_hosts
+from plum_jax.processes import meet, say, start_processes, sum_over_hosts
 from plum_jax.run_record import RunRecord
 
 
@@ -92,6 +92,7 @@ def train(config, workdir):
         data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
+        meet("opened")
         with checkpoint.open_checkpoints(workdir, config) as checkpointer:
             state, frozen, start = _state(plan, config, mesh, checkpointer)
             if first:
@@ -248,6 +249,7 @@ def _loop(run, state, start, data):
         _describe(run, data.first, steps - start)
     key, arrays = jax.random.key(config.seed), put_batch(data.first, run.mesh, config.data.micro_batches)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
+    meet("compiled")
 
     def write(step, means):
         run.logger.write(step, {"lr": float(run.plan.rates[step - 1]), **means})

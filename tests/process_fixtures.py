@@ -10,7 +10,7 @@ from pathlib import Path
 from test_train import FLAGS, SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
-LOST = 8  # seconds without a sign of life
+LOST = 15  # seconds without a sign of life
 
 
 def free_port():
@@ -27,8 +27,8 @@ class Launch:
 
     def __call__(self, count, arguments, *, different=None, **environment):
         common = {
-            **os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.cache), "PYTHONPATH": str(ROOT),
-            "PLUM_LOST_SECONDS": str(LOST), "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1", **environment,
+            **os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.cache),
+            "PYTHONPATH": str(ROOT), "PLUM_LOST_SECONDS": str(LOST), "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1", **environment,
         }  # fmt: skip
         if count > 1:
             address = f"localhost:{free_port()}"
