@@ -28,7 +28,7 @@ class Launch:
     def __call__(self, count, arguments, *, different=None, **environment):
         common = {
             **os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(self.cache),
-            "PYTHONPATH": str(ROOT), "PLUM_LOST_SECONDS": str(LOST), "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1", **environment,
+            "PYTHONPATH": str(ROOT), "PLUM_LOST_SECONDS": str(LOST), **environment,
         }  # fmt: skip
         if count > 1:
             address = f"localhost:{free_port()}"

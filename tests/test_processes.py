@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from fixtures_partonomy import write_folder
-from process_fixtures import LOST, Launch, command, ends
+from process_fixtures import Launch, command, ends
 
 from plum_jax import loading
 from plum_jax.logger import read_metrics
@@ -128,4 +128,3 @@ def test_two_processes_go_on_where_one_stopped(train, whole, tmp_path):
     (first, second) = ends(train(2, folder))
     assert first[0] == second[0] == 0 and f"Resumed step {STEPS - 4}" in first[1], (first, second)
     assert_same_run(folder, whole)
-    assert LOST < 30
