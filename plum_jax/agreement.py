@@ -27,7 +27,7 @@ def check_same(facts):
     """
     said = tell_all("facts", {"host": socket.gethostname(), "facts": {what: value for what, (value, _) in facts.items()}})
     for what, (_, fix) in facts.items():
-        values = [one["facts"][what] for one in said]
+        values = [one["facts"].get(what) for one in said]
         if any(value != values[0] for value in values):
             hosts = [one["host"] for one in said]
             raise UserError(f"{what} differ between the processes: {spread(values, hosts)}; {fix}")

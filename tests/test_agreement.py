@@ -35,7 +35,8 @@ attempt(agreement.check_code)
 attempt(agreement.check_data, Source(path=folders[0] + "/partonomy_qa_pairs_train.json"))
 attempt(agreement.check_data, Source(path=folders[number] + "/partonomy_qa_pairs_train.json"))
 attempt(agreement.check_data, Source(describe=lambda: [dict(dataset="vqa", records=5 + number)]))
-attempt(agreement.check_shared, folders[number] + ("/dataset.json" if number == 0 else "/none"))
+agreement.VISIBLE_SECONDS = 1
+attempt(agreement.check_shared, folders[0] + ("/dataset.json" if number == 0 else "/none/dataset.json"))
 print("SAID", processes.tell_all("x", {"é": number}), processes.first_says("y", number))
 raise SystemExit(processes.leave(0))
 """
@@ -159,7 +160,9 @@ def test_code_data_and_folders(launch, data):
             r"contents of partonomy_qa_pairs_train.json differ .* copy the same config.data.folder to all hosts", said[3]
         )
         assert re.match(r"records of config.data differ .*: 5 of vqa on process 0 .*, 6 of vqa on process 1", said[4])
-        assert re.match(r"files .* in --workdir differ .*must be one folder that all hosts share", said[5])
+        assert re.match(
+            r"files dataset.json in --workdir differ .*: there on process 0 .*, missing on .*must be one folder", said[5]
+        )
         assert said[6] == "[{'é': 0}, {'é': 1}] 0"
 
 
