@@ -10,7 +10,7 @@ from pathlib import Path
 from test_train import FLAGS, SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
-LOST = 15  # seconds without a sign of life
+LOST = 12  # seconds without a sign of life
 
 
 def free_port():

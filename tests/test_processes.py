@@ -14,7 +14,9 @@ from process_fixtures import Launch, command, ends
 from plum_jax import loading
 from plum_jax.logger import read_metrics
 
-STEPS = 40
+STEPS = 24
+# Where a gradient is 0 but for rounding, AdamW makes steps of its sign: such parameters would differ with the order of sums.
+ROBUST = ("optim.epsilon=1e-4",)
 TIMES = ("images_per_second", "data_wait")
 
 
@@ -35,7 +37,7 @@ def launch(tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(launch, data):
     """train(count, folder) -> the processes of the same command each time."""
-    return lambda count, folder: launch(count, command(data, folder, f"train.steps={STEPS}"))
+    return lambda count, folder: launch(count, command(data, folder, f"train.steps={STEPS}", *ROBUST))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +82,9 @@ def killed_on_the_way(train, count, victim, folder):
     said = ends(train(count, folder))
     assert [status for status, _, _ in said] == [0] * count, said
     assert "Resumed step " in said[0][1] and all("Resumed" not in out for _, out, _ in said[1:])
-    counted = json.loads((folder / "run.json").read_text())["data"]
-    assert counted  # of all processes
+    steps = STEPS - int(said[0][1].partition("Resumed step ")[2].split()[0])
+    data = json.loads((folder / "run.json").read_text())["data"]
+    assert data["families"]["explanatory"]["draws"] == 16 * steps  # by all processes together
 
 
 def assert_same_run(folder, whole):
@@ -93,10 +96,8 @@ def assert_same_run(folder, whole):
             np.testing.assert_allclose(
                 row[name], right[name], rtol=1e-5 if name == "loss" else 1e-3, err_msg=f"{row['step']} {name}"
             )
-    a, b = (loading.load_model(x).params for x in (folder, whole))
-    worst = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b)
-    print("largest difference", max(jax.tree.leaves(worst)))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), jax.device_get(a), jax.device_get(b))
+    a, b = (jax.device_get(loading.load_model(x).params) for x in (folder, whole))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
 def without_the_last(folder, copy):
