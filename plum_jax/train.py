@@ -14,7 +14,7 @@ from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.errors import UserError
 from plum_jax.paths import is_remote
 from plum_jax.preemption import Preemption, leave_run, saved_so_far
-from plum_jax.processes import say, start_processes
+from plum_jax.processes import meet, say, start_processes, sum_over_hosts
 from plum_jax.run_record import RunRecord, remove_leftovers
 
 
@@ -87,7 +87,7 @@ def train(config, workdir, preemption=None):
 
     from data_pipelines.pipeline import open_data
     from data_pipelines.sources import grounded_pair
-    from plum_jax import checkpoint
+    from plum_jax import agreement, checkpoint
     from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
@@ -98,11 +98,13 @@ def train(config, workdir, preemption=None):
     check_validation(config)
     config = config.copy_and_resolve_references()
     config.data.grounded = grounded_pair(config.data)  # what the run does, whatever becomes of the weights, is in config.json
+    agreement.check_start(config, workdir, checkpoint.latest_step(workdir))
     mesh = make_mesh(config.mesh)
     check_split(config, mesh)
     tokenizer = tokenizer_of(config)
     check_vocabulary(config, tokenizer)
     source = open_data(config, tokenizer)
+    agreement.check_data(source)
     mixed = bool(config.data.get("sources"))
     words = ["background", *([] if mixed else source.parts)]  # of the patch loss
     first = jax.process_index() == 0
@@ -111,11 +113,13 @@ def train(config, workdir, preemption=None):
         data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
+        meet("opened")
         with checkpoint.open_checkpoints(workdir, config) as checkpointer:
             state, frozen, start = _state(plan, config, mesh, checkpointer)
             if first:
                 remove_leftovers(workdir)
                 checkpoint.write_config(workdir, config)
+            agreement.check_shared(f"{workdir}/config.json")
             if start:
                 say(f"Resumed step {start:,} (data position, random keys and optimizer restored)")
             if start >= config.train.steps and not pending(config, workdir, start):
@@ -271,6 +275,7 @@ def _loop(run, state, start, data, preemption):
     batch, key = data.first, jax.random.key(config.seed)
     arrays = put_batch(batch, run.mesh, config.data.micro_batches)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
+    meet("compiled")
 
     def write(step, means):
         run.logger.write(step, {"lr": float(run.plan.rates[guard.updates(step)]), **means})
@@ -353,25 +358,6 @@ def _account(run, stream):
     say("Data of this run:")
     for line in account.lines():
         say(f"  {line}")
-
-
-def sum_over_hosts(account):
-    """The accounts of all processes as one; the same on each of them."""
-    import jax
-    import numpy as np
-    from jax.experimental.multihost_utils import process_allgather
-
-    from data_pipelines.account import Account
-
-    if jax.process_count() == 1:
-        return account
-    text = np.frombuffer(account.to_json().encode(), np.uint8)
-    lengths = process_allgather(np.array(len(text), np.int32)).reshape(-1)
-    texts = process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))  # arrays of one size are gathered
-    total = Account()
-    for row, length in zip(texts, lengths, strict=True):
-        total.add(Account.from_json(row[:length].tobytes().decode()))
-    return total
 
 
 def _shapes(arrays):
