@@ -11,7 +11,6 @@ from typing import NamedTuple
 from plum_jax import cli, console
 from plum_jax.announce import describe, memory
 from plum_jax.config_io import add_config_flag, parse_args
-from plum_jax.errors import UserError
 from plum_jax.paths import is_remote
 from plum_jax.preemption import Preemption, leave_run, saved_so_far
 from plum_jax.processes import meet, say, start_processes, sum_over_hosts
@@ -91,6 +90,7 @@ def train(config, workdir, preemption=None):
     from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
+    from plum_jax.training_plan import open_state, plan_training
     from plum_jax.validation import check_validation, pending
 
     console.check_out(workdir, remote=True)
@@ -109,13 +109,13 @@ def train(config, workdir, preemption=None):
     words = ["background", *([] if mixed else source.parts)]  # of the patch loss
     first = jax.process_index() == 0
     with jax.set_mesh(mesh):
-        plan = _plan(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
+        plan = plan_training(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
         data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
         meet("opened")
         with checkpoint.open_checkpoints(workdir, config) as checkpointer:
-            state, frozen, start = _state(plan, config, mesh, checkpointer)
+            state, frozen, start = open_state(plan, config, mesh, checkpointer)
             if first:
                 remove_leftovers(workdir)
                 checkpoint.write_config(workdir, config)
@@ -160,79 +160,6 @@ class _Data(NamedTuple):
         return cls(start, next(stream), stream)
 
 
-class _Plan(NamedTuple):
-    """What the config decides alone: no array is allocated yet."""
-
-    abstract: dict  # shapes of all parameters
-    shapes: object  # TrainState of shapes
-    sharding: object  # TrainState of shardings
-    init: object  # trainable parameters -> TrainState
-    step_fn: object  # (state, frozen, batches, key) -> (state, metric sums)
-    rates: object  # float[steps], learning rate of every update
-    parameters: int
-    trainable: int
-
-
-def _plan(config, mesh, part_words):
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from plum_jax.models import plum
-    from plum_jax.objective import make_loss
-    from plum_jax.optim import make_optimizer
-    from plum_jax.params import count, partition
-    from plum_jax.settings import check_gradients
-    from plum_jax.sharding import tree_sharding
-    from plum_jax.switches import switch
-    from plum_jax.train_step import init_state, make_train_step
-
-    graphdef, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
-    trainable, _ = partition(abstract, config.trainable)
-    if not trainable:
-        raise UserError(f"config.trainable: {config.trainable!r} matches no parameter; use a regular expression on their paths")
-    check_gradients(config, trainable)
-    tx, schedule = make_optimizer(config.optim, config.train.steps)
-    init = functools.partial(init_state, tx=tx)
-    shapes = jax.eval_shape(init, trainable)
-    sharding = tree_sharding(shapes, mesh)
-    length = max(map(len, part_words))
-    part_tokens = np.array([ids + [-1] * (length - len(ids)) for ids in part_words], np.int32)
-    loss_fn, totals = make_loss(graphdef, config, part_tokens)
-    accumulate_dtype = switch(config.optim, "optim.accumulate_dtype")
-    step_fn = make_train_step(loss_fn, totals, tx, sharding, accumulate_dtype=accumulate_dtype)
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps)))
-    return _Plan(abstract, shapes, sharding, init, step_fn, rates, count(abstract), count(trainable))
-
-
-def _state(plan, config, mesh, checkpointer):
-    """-> (TrainState on the mesh, frozen parameters, step): the newest checkpoint's, or step 0 from the seed."""
-    import jax
-    from flax.traverse_util import flatten_dict
-
-    from plum_jax import checkpoint
-    from plum_jax.base import PARTS
-    from plum_jax.initial import check_loaded, load_initial, open_base_of, random_parts
-    from plum_jax.params import partition
-    from plum_jax.sharding import tree_sharding
-    from plum_jax.train_step import TrainState
-
-    restored, start = checkpoint.restore(checkpointer, plan.shapes, plan.sharding, config)
-    shardings = tree_sharding(plan.abstract, mesh)
-    _, frozen = partition(plan.abstract, config.trainable)
-    if restored is not None:
-        frozen = load_initial(config, shardings, paths=flatten_dict(frozen, sep="/")) if frozen else frozen
-        return TrainState(**restored), frozen, start
-    params = load_initial(config, shardings)
-    base = open_base_of(config)
-    if base is not None:
-        check_loaded(base, params)
-        for part in random_parts(config):
-            say(f"  {PARTS[part]} starts random")
-    trainable, frozen = partition(params, config.trainable)
-    return jax.jit(plan.init, out_shardings=plan.sharding)(trainable), frozen, 0
-
-
 class _Run(NamedTuple):
     """What stays the same during the loop."""
 
@@ -241,7 +168,7 @@ class _Run(NamedTuple):
     mesh: object
     tokenizer: object
     source: object
-    plan: _Plan
+    plan: object  # TrainingPlan
     frozen: dict
     checkpointer: object
     record: RunRecord

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from plum_jax import cli, train
+from plum_jax import cli
 from plum_jax.cache import enable_compilation_cache
 from plum_jax.models.plum import PlumConfig
 from plum_jax.params import merge, partition
 from plum_jax.settings import check_split
 from plum_jax.sharding import put_batch, tree_sharding
+from plum_jax.training_plan import plan_training
 from tools import reference_model, sizes, timing, torch_peers
 from tools.random_batch import WORDS, random_batch
 from tools.random_weights import random_params
@@ -47,7 +48,7 @@ def comparable(config):
 
 def make_step(config, mesh):
     """What `plum train` makes of a config before it allocates anything: the jitted step, and where its arrays belong."""
-    return train._plan(config, mesh, [[1, 2]] * WORDS)
+    return plan_training(config, mesh, [[1, 2]] * WORDS)
 
 
 def weights(config, plan, mesh, seed):
