@@ -1,6 +1,7 @@
 """The console script `plum`: a table of commands, and how every command ends (exit status, one-sentence errors)."""
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
@@ -39,6 +40,10 @@ COMMANDS = {
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
 
+GROUPS = {
+    "score": "prediction files of any model -> the table of a benchmark; no model needed",
+    "data": "make, build, check, count and show data sets",
+}
 
 FILE_FAULTS = {  # of the file system, wherever a command meets one
     errno.ENOENT: "check the path",
@@ -67,10 +72,17 @@ class Parser(argparse.ArgumentParser):
 def main(argv=None):
     """Entry point of `plum`. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(argv)
+    except BrokenPipeError:  # of the table of commands; `run` has its own
+        return _reader_left()
+
+
+def _main(argv):
     table, path = COMMANDS, []
     while isinstance(table, dict):
         if not argv or argv[0] in ("-h", "--help", "help"):
-            print(_usage(table, path))
+            print(_usage(table, path), flush=True)
             return 0 if argv else 2
         if argv[0] == "--version":
             from plum_jax.run_record import versions
@@ -89,8 +101,10 @@ def _usage(table, path):
     lines = [f"usage: {' '.join(['plum', *path])} COMMAND [options]", ""]
     width = max(12, *(len(name) + 2 for name in table))
     for name, entry in table.items():
-        text = entry[1] if isinstance(entry, tuple) else ", ".join(f"{sub}: {inner[1]}" for sub, inner in entry.items())
-        lines.append(f"  {name:<{width}}{text}")
+        if isinstance(entry, tuple):
+            lines.append(f"  {name:<{width}}{entry[1]}")
+        else:
+            lines += [f"  {name:<{width}}{GROUPS[name]}:", f"  {'':<{width}}{', '.join(entry)}"]
     lines += [
         "",
         f"{' '.join(['plum', *path])} COMMAND --help shows the options of a command; --debug adds the traceback to an error.",
@@ -121,13 +135,12 @@ def run(main, argv=None, *, name=None):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
-        return int(main(argv) or 0)
-    except KeyboardInterrupt:
-        print(f"\nplum {name}: interrupted", file=sys.stderr)
+        return _flushed(main, argv)
+    except KeyboardInterrupt as error:
+        print(f"\nplum {name}: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as in `plum ... | head`
-        sys.stderr.close()
-        return 141
+    except BrokenPipeError:
+        return _reader_left()
     except Exception as error:  # the end of every command: its type and first line are printed, --debug shows the traceback
         if debug:
             traceback.print_exc()
@@ -141,6 +154,26 @@ def run(main, argv=None, *, name=None):
         hint = "" if user or debug else " (--debug shows the traceback)"
         print(f"plum {name}: error: {sentence}{hint}", file=sys.stderr)
         return 2 if user else 1
+
+
+def _flushed(main, argv):
+    """The exit status of `main`, once everything is written that it printed, also where --help ends it."""
+    try:
+        return int(main(argv) or 0)
+    finally:
+        sys.stdout.flush()
+
+
+def _reader_left():
+    """The reader of our output went away, as in `plum ... | head`: what is left goes nowhere. The exit status of a shell."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with contextlib.suppress(OSError):  # a stream without a file
+                os.dup2(nowhere, stream.fileno())
+    return 141
 
 
 def _first_line(error):

@@ -15,6 +15,7 @@ from plum_jax.config_io import apply_override, flatten, load_config
 from plum_jax.errors import UserError
 from plum_jax.models import plum
 from plum_jax.params import INT8_SCALES, partition
+from plum_jax.paths import fetched
 from plum_jax.quantize import quantize_weight
 
 ADAPTERS = ("llama.lora_rank", "llama.lora_alpha")
@@ -67,7 +68,7 @@ def tokenizer_of(config):
         raise UserError(
             "config.tokenizer: is empty; give a tokenizer folder, the word tiny, or base weights: --config.base=DIR"
         )
-    tokenizer = load_tokenizer(config.tokenizer or f"{config.base}/tokenizer")
+    tokenizer = load_tokenizer(fetched(config.tokenizer or f"{config.base}/tokenizer"))
     if config.model.get("grounding", "span") == "seg_token":
         tokenizer.add_tokens([SEG], special_tokens=True)
     return tokenizer
@@ -186,8 +187,8 @@ def check_loaded(base, params):
     take = functools.partial(_chosen_layers, base, config, flat) if int8 else flat.get
     file = base.folder / "check.npz"
     try:
-        with np.load(file) as opened:
-            stored = dict(opened)
+        with file.open("rb") as opened:
+            stored = dict(np.load(opened))
     except Exception as error:  # OSError, or what zipfile, zlib and NumPy raise for damage
         raise UserError(f"{file}: is missing or damaged ({type(error).__name__}); put it back or convert again") from error
     found = selfcheck.outputs(config, missing, {path: take(path) for path in paths}, chosen=int8)

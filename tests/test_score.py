@@ -266,7 +266,7 @@ def test_the_command_prints_a_table_and_what_is_next(data, tmp_path, capsys):
     args = ["--predictions", str(path), "--reference", str(data[1])]
     assert cli.main(["score", "partonomy", *args]) == 0
     said = capsys.readouterr().out
-    assert "End to end" in said and "missing: 1 questions, no prediction: counted as wrong" in said
+    assert "End to end" in said and "missing: 1 question, no prediction: counted as wrong" in said
     assert f"Next: plum score partonomy --predictions {path} --reference {data[1]} --out=scores" in said
     assert cli.main(["score", "partonomy", *args, "--out", str(tmp_path / "o")]) == 0
     assert f"Next: plum report {tmp_path / 'o'}" in capsys.readouterr().out
