@@ -130,8 +130,9 @@ def row(cell, found):
     gib = lambda key: "" if memory[key] is None else f"{memory[key] / GIB:.2f}"  # noqa: E731
     total = f"{memory['total'] / GIB:.2f} of {memory['device'] / GIB:.0f}"
     verdict = f"{memory['margin']:.0%}, {'fits' if about['fits'] else 'no'}"
+    share = micro if program == "train" else f"{rows(name)} rows"
     start = [
-        size, name, program, f"{shape}, {micro if program == 'train' else f'{rows(name)} rows'}", gib("parameters"), gib("optimizer"),
+        size, name, program, f"{shape}, {share}", gib("parameters"), gib("optimizer"),
         gib("activations"), gib("temporaries"), total, verdict,
     ]  # fmt: skip
     if not about["compiled"]:
