@@ -35,6 +35,7 @@ COMMANDS = {
         "stats": ("data_pipelines.stats", "count what a data set holds"),
         "show": ("data_pipelines.show", "one HTML page of samples with images, masks and answers"),
     },
+    "plan": ("plum_jax.plan", "compile a config for a TPU slice that need not be there: memory, work, time"),
     "report": ("plum_jax.report", "a run or evaluations as a page, JSON and LaTeX tables"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
@@ -135,8 +136,8 @@ def run(main, argv=None, *, name=None):
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
         return _flushed(main, argv)
-    except KeyboardInterrupt:
-        print(f"\nplum {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nplum {name}: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return _reader_left()

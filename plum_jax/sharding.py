@@ -11,15 +11,18 @@ from plum_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 
 RULES = (  # first match wins; specs name the trailing axes, a leading layer axis stays whole
-    (r"llama/embed$", P("tensor", "fsdp")),  # the vocabulary is padded: a sharded axis must divide evenly
-    (r"llama/embed_scale$", P("tensor")),  # of int8 weights: one scale per row of the table, per output of a kernel
-    (r"llama/.*((q|k|v|gate|up)_proj|lm_head)/kernel$", P("fsdp", "tensor")),
-    (r"llama/.*((q|k|v|gate|up)_proj|lm_head)/kernel_scale$", P("tensor")),
-    (r"llama/.*(o|down)_proj/kernel$", P("tensor", "fsdp")),
-    (r"llama/.*(o|down)_proj/kernel_scale$", P("fsdp")),
-    (r"(q_proj|v_proj)/lora_b$", P(None, "tensor")),
+    (r"(^|/)(mask_decoder|prompt_encoder|feedback)/", P()),  # 4 million parameters that every span reads
+    (r"/embed$", P("tensor", "fsdp")),  # the vocabulary is padded: a sharded axis must divide evenly
+    (r"/embed_scale$", P("tensor")),  # of int8 weights: one scale per row of the table, per output of a kernel
+    (r"/((q|k|v|gate|up)_proj|linear1|lm_head|hidden)/kernel$", P("fsdp", "tensor")),
+    (r"/((q|k|v|gate|up)_proj|linear1|lm_head|hidden)/kernel_scale$", P("tensor")),
+    (r"/(o_proj|out_proj|down_proj|linear2)/kernel$", P("tensor", "fsdp")),
+    (r"/(o_proj|out_proj|down_proj|linear2)/kernel_scale$", P("fsdp")),
+    (r"(^|/)projector/kernel$", P("fsdp", "tensor")),
+    (r"/lora_b$", P(None, "tensor")),
     (r"", P()),
 )
+ROWS = ("data", "fsdp")  # what images and conversations are split over
 
 
 def make_mesh(sizes, devices=None):
@@ -64,7 +67,7 @@ def tree_sharding(tree, mesh, rules=RULES):
 
 def batch_sharding(mesh):
     """Micro-batched arrays [micro, images, ...]: images over data and fsdp."""
-    return NamedSharding(mesh, P(None, ("data", "fsdp")))
+    return NamedSharding(mesh, P(None, ROWS))
 
 
 def put_batch(batch, mesh, micro_batches):
@@ -77,3 +80,17 @@ def put_batch(batch, mesh, micro_batches):
 
 def replicated(mesh):
     return NamedSharding(mesh, P())
+
+
+def split_rows(x, *, last=None):
+    """Says to XLA that the first axis of an activation [R, ...] is split over data and fsdp and the last one over the mesh
+    axis `last`; without it XLA may gather the rows, to split a width that a parameter has split.
+
+    The identity without a mesh (`jax.set_mesh`), where the mesh has other axes, and where an axis does not divide evenly.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.shape) or not isinstance(x.shape[0], int):
+        return x
+    rows = ROWS if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    last = last if last and x.shape[-1] % mesh.shape[last] == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(rows, *[None] * (x.ndim - 2), last))

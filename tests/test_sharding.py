@@ -1,21 +1,27 @@
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from model_fixtures import PARTS, micro, random_batch, small_config, small_model
 
 from plum_jax.errors import UserError
+from plum_jax.losses import language_loss
 from plum_jax.models.llama import Llama
 from plum_jax.objective import make_loss
-from plum_jax.sharding import batch_sharding, make_mesh, path_name, replicated, tree_sharding
+from plum_jax.sharding import batch_sharding, make_mesh, path_name, replicated, split_rows, tree_sharding
 from plum_jax.train_step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
-TX = optax.sgd(0.1)  # Adam turns the sign of a rounding error into a whole step
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
+# Adam would turn the sign of a rounding error into a whole step. The trace keeps the gradient in the state, to be compared.
+TX = optax.chain(optax.trace(0.0), optax.scale(-0.1))
 
 
 def mesh_of(sizes):
@@ -27,16 +33,18 @@ def specs(tree, mesh):
     return {path_name(path): sharding.spec for path, sharding in found}
 
 
-@pytest.fixture(scope="module")
-def task():
-    """-> (loss_fn, count), batches of eight images, one of them without a span."""
+@functools.cache
+def task(micro_batches=1):
+    """-> loss_fn, count, batches of eight images, one of them without a span."""
     config = small_config()
-    return make_loss(small_model()[1], config, PARTS), micro(random_batch(config, images=8, conversations=1))
+    config.data.micro_batches = micro_batches
+    batches = micro(random_batch(config, images=8, conversations=1), micro_batches)
+    return *make_loss(small_model()[1], config, PARTS), batches
 
 
-def two_steps(task, mesh):
-    """-> (metric sums of the second step, parameters after it) on `mesh`, or on one device."""
-    (loss_fn, count), batches = task
+def two_steps(mesh=None, micro_batches=1):
+    """-> (metric sums of the second step, parameters after it, its gradients) on `mesh`, or on one device."""
+    loss_fn, count, batches = task(micro_batches)
     params = jax.tree.map(jnp.array, small_model()[2])
     state, frozen, sharding = init_state(params, TX), {}, None
     if mesh is not None:
@@ -47,19 +55,39 @@ def two_steps(task, mesh):
     for _ in range(2):
         state, sums = step(state, frozen, batches, jax.random.key(0))
     assert sharding is None or jax.tree.map(lambda x: x.sharding, state) == sharding
-    return jax.device_get((sums, state.params))
+    assert step._cache_size() == 1, "the second step was compiled again"
+    return jax.device_get((sums, state.params, state.opt_state[0].trace))
 
 
 @pytest.fixture(scope="module")
-def single(task):
-    return two_steps(task, None)
+def single():
+    return two_steps()
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_any_mesh_computes_the_same(task, single, sizes):
+@pytest.mark.parametrize("sizes, micro_batches", [*((sizes, 1) for sizes in MESHES), ((2, 1, 4), 4)], ids=str)
+def test_any_mesh_and_number_of_micro_batches_computes_the_same(single, sizes, micro_batches):
     with jax.set_mesh(mesh_of(sizes)):
-        got = two_steps(task, mesh_of(sizes))
+        got = two_steps(mesh_of(sizes), micro_batches)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, single)
+
+
+def test_the_language_loss_gathers_no_logits():
+    vocabulary, rows = 64, 4
+    kernel = jax.ShapeDtypeStruct((16, vocabulary), jnp.float32)
+    hidden, tokens = jax.ShapeDtypeStruct((rows, 12, 16), jnp.float32), jax.ShapeDtypeStruct((rows, 12), jnp.int32)
+    mesh = mesh_of((2, 1, 4))
+
+    def loss(kernel, hidden, tokens):
+        logits = split_rows(hidden @ kernel, last="tensor")
+        return language_loss(logits, tokens, jnp.ones(tokens.shape))[0]
+
+    where = tree_sharding({"llama": {"lm_head": {"kernel": kernel}}}, mesh)["llama"]["lm_head"]["kernel"]
+    by_row = NamedSharding(mesh, P(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(where, by_row, by_row)).lower(kernel, hidden, tokens).compile()
+    text = program.as_text()
+    assert f"{vocabulary // 4}]" in text  # a device's share of the logits
+    assert not re.findall(rf"f32\[[\d,]*\b{vocabulary}\]", text)  # all of them are nowhere
 
 
 def test_initialising_sharded_gives_the_same_numbers():
@@ -73,16 +101,25 @@ def test_initialising_sharded_gives_the_same_numbers():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), sharded, jax.jit(init)())
 
 
-def test_rules_reach_the_decoder_and_nothing_else():
+def test_rules_split_every_tower_and_leave_what_every_span_reads_whole():
     got = specs(small_model()[2], mesh_of((2, 2, 2)))
-    assert got["llama/layers/q_proj/kernel"] == got["llama/layers/up_proj/kernel"] == P(None, "fsdp", "tensor")
-    assert got["llama/layers/o_proj/kernel"] == got["llama/layers/down_proj/kernel"] == P(None, "tensor", "fsdp")
-    assert got["llama/lm_head/kernel"] == P("fsdp", "tensor")
+    assert got["llama/embed"] == P("tensor", "fsdp")
+    assert got["llama/lm_head/kernel"] == got["projector/kernel"] == got["span_projector/hidden/kernel"] == P("fsdp", "tensor")
     assert got["llama/layers/q_proj/lora_b"] == P(None, None, "tensor")
-    assert {path for path, spec in got.items() if any(spec)} == {
-        "llama/embed", "llama/lm_head/kernel", "llama/layers/q_proj/lora_b", "llama/layers/v_proj/lora_b",
-        *(f"llama/layers/{n}_proj/kernel" for n in ("q", "k", "v", "o", "gate", "up", "down")),
-    }  # fmt: skip
+    layers = ("llama/layers", "clip/layers", "sam_encoder/global_blocks/attention", "sam_encoder/window_blocks/attention")
+    for layer in layers:
+        out = "o_proj" if layer.startswith("llama") else "out_proj"
+        assert got[f"{layer}/q_proj/kernel"] == P(None, "fsdp", "tensor")
+        assert got[f"{layer}/{out}/kernel"] == P(None, "tensor", "fsdp")
+    assert got["span_tagger/encoder/linear1/kernel"] == P("fsdp", "tensor")
+    assert got["span_tagger/encoder/linear2/kernel"] == P("tensor", "fsdp")
+    parts = ("mask_decoder/", "prompt_encoder/", "feedback/")
+    assert not [path for path, spec in got.items() if path.startswith(parts) and any(spec)]
+    whole = [path for path, spec in got.items() if path.endswith("/kernel") and not path.startswith(parts) and not any(spec)]
+    assert sorted(whole) == [  # convolutions, and products that are 3 or 256 wide
+        "clip/patch_embed/kernel", "sam_encoder/neck1/kernel", "sam_encoder/patch_embed/kernel", "span_projector/out/kernel",
+        "span_tagger/out/kernel",
+    ]  # fmt: skip
 
 
 def test_optimizer_state_follows_its_parameters():

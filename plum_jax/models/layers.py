@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plum_jax.sharding import split_rows
+
 UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(d_in), 1/sqrt(d_in)), torch's default
 INT8_STEPS = 127  # -128 is not used: the steps are symmetric
 
@@ -155,7 +157,7 @@ def run_stack(layers, x, *args, keys=None, policy=None, remat=True, **kwargs):
 
     Args:
       layers: what `make_stack` returned.
-      x: the carry of the scan.
+      x: the carry of the scan [R, ...]; its rows stay split over the mesh, whatever the weights are split over.
       keys: one dropout key per layer, or None.
       policy: what `jax.checkpoint` keeps; None recomputes a whole layer in the backward pass.
       remat: False keeps every intermediate value: faster where memory is no concern.
@@ -166,7 +168,7 @@ def run_stack(layers, x, *args, keys=None, policy=None, remat=True, **kwargs):
 
     def body(x, layer):
         params, key = layer
-        return nnx.merge(graphdef, params)(x, *args, key=key, **kwargs), None
+        return nnx.merge(graphdef, params)(split_rows(x), *args, key=key, **kwargs), None
 
     if remat:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)

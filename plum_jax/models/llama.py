@@ -9,6 +9,7 @@ from flax import nnx
 
 from plum_jax.models.layers import Linear, RMSNorm, attention, make_stack, merge_heads, run_stack, split_heads, to_int8
 from plum_jax.precision import rounded
+from plum_jax.sharding import split_rows
 
 NORMAL = jax.nn.initializers.normal(0.02)  # HF's initializer_range for embeddings and head
 
@@ -139,7 +140,7 @@ class Llama(nnx.Module):
         dtype: "float32" keeps the sums of products as they are; "bfloat16" rounds them, which is all that the reference's
         runs keep of a logit (M D38).
         """
-        logits = rounded(self.lm_head(hidden, out_dtype=jnp.float32), dtype)
+        logits = rounded(split_rows(self.lm_head(hidden, out_dtype=jnp.float32), last="tensor"), dtype)
         if self.config.padded_vocab == self.config.vocab_size:
             return logits
         return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, -1e9)

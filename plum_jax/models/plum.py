@@ -13,6 +13,7 @@ from plum_jax.models.layers import Linear, gelu
 from plum_jax.models.llama import Llama, LlamaConfig
 from plum_jax.models.span_tagger import SpanProjector, SpanTagger, TaggerConfig
 from plum_jax.precision import DTYPES
+from plum_jax.sharding import split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +167,11 @@ class Plum(nnx.Module):
 
     def image_tokens(self, clip_pixels):
         """uint8[B, I, I, 3] -> [B, P, D], what the language model sees of an image."""
-        return self.projector(self.clip(clip.normalise(clip_pixels, self.config.dtype)))
+        return split_rows(self.projector(self.clip(clip.normalise(clip_pixels, self.config.dtype))))
 
     def image_embeddings(self, sam_pixels, resized_hw):
         """uint8[M, S, S, 3], int32[M, 2] -> [M, g, g, W], what the mask decoder sees of an image."""
-        return self.sam_encoder(sam_encoder.normalise(sam_pixels, resized_hw, self.config.dtype))
+        return split_rows(self.sam_encoder(sam_encoder.normalise(sam_pixels, resized_hw, self.config.dtype)))
 
     def embed(self, tokens, image_position, image_tokens):
         """Token embeddings with the image features in place of the placeholder.
@@ -184,7 +185,7 @@ class Plum(nnx.Module):
           that of the first image feature. A row without image holds its T tokens first.
         """
         length, patches = tokens.shape[1], image_tokens.shape[1]
-        text = self.llama.token_embeddings(tokens).astype(self.config.dtype)
+        text = split_rows(self.llama.token_embeddings(tokens).astype(self.config.dtype))
         start = image_position[:, None]
         s = jnp.arange(length - 1 + patches)
         has_image = start >= 0
@@ -197,7 +198,7 @@ class Plum(nnx.Module):
             jnp.take_along_axis(text, token_index[..., None], 1),
         )
         t = jnp.arange(length)
-        return embeds, jnp.where(has_image & (t > start), t - 1 + patches, t)
+        return split_rows(embeds), jnp.where(has_image & (t > start), t - 1 + patches, t)
 
     def spliced_lengths(self, token_valid, image_position):
         """bool[R, T], int32[R] -> int32[R]: valid positions after splicing."""
