@@ -25,7 +25,7 @@ class MetricLogger:
 
     def __init__(self, workdir, start=0, *, sparse=(), write=True):
         self.path, self.fields, self.board = as_path(workdir) / "metrics.csv", None, None
-        self.sparse = dict.fromkeys(sparse, math.nan)
+        self.sparse, self.rows = dict.fromkeys(sparse, math.nan), 0  # rows that this run has written
         if not write:
             return
         from plum_jax.board import Board
@@ -49,6 +49,9 @@ class MetricLogger:
             self.fields = list(row)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, _as_text(self.fields, []))
+        if not self.rows and set(self.fields) < set(row):  # the file is of an older version, which knew fewer columns
+            self._rewrite([{**dict.fromkeys(row, math.nan), **old} for old in read_metrics(self.path.parent)])
+        self.rows += 1
         if set(row) != set(self.fields):
             raise ValueError(f"{self.path}: metrics {sorted(row)} at step {step}, the file has {sorted(self.fields)}")
         _append(self.path, _line(self.fields, row))

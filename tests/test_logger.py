@@ -33,6 +33,19 @@ def test_resume_drops_the_rows_that_will_be_computed_again(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_file_of_an_older_version_gains_the_columns_that_it_lacks(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n2,1.5\n4,1.25\n")
+    logger = MetricLogger(tmp_path, 2)
+    logger.write(4, {"loss": 1.0, "skipped_steps": 0.0})
+    logger.close()
+    old, new = read_metrics(tmp_path)
+    assert math.isnan(old.pop("skipped_steps")) and old == {"step": 2, "loss": 1.5}
+    assert new == {"step": 4, "loss": 1.0, "skipped_steps": 0.0}
+    with pytest.raises(ValueError, match="metrics"):
+        logger = MetricLogger(tmp_path, 4)
+        logger.write(6, {"loss": 1.0})
+
+
 def test_a_new_run_starts_empty_and_only_one_process_writes(tmp_path):
     MetricLogger(tmp_path, write=False).write(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,7 @@
 # Training on SLURM: one process a node drives all of its GPUs, or one process a GPU.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 tools/launch_slurm.sh \
-#       plum train --config=configs/plum.py:size=13b --config.base=/data/base --config.data.folder=/data/partonomy \
+#       plum train --config=configs/partonomy.py:size=13b --config.base=/data/base --config.data.root=/data/partonomy \
 #       --workdir=/data/runs/13b
 #
 # Options of sbatch override the #SBATCH lines below. --ntasks-per-node=8 makes it one process a GPU. Submit from the

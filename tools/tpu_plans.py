@@ -38,7 +38,7 @@ HEAD = (
 )  # fmt: skip
 INTRO = """# Plans for TPU slices
 
-What `plum plan` says of `configs/plum.py:size=13b` and `:size=7b` for six TPU slices: the real programs, compiled by the TPU
+What `plum plan` says of `configs/partonomy.py` in 13B and 7B for six TPU slices: the real programs, compiled by the TPU
 compiler for those chips and run on none. [docs/plan.md](../docs/plan.md) says what each figure is. All figures are per chip, in
 GiB, TFLOP and GB. A training step is 128 images of 512 positions; the other programs have the rows that the mesh column says.
 Mesh: data x fsdp x tensor, and for training the number of micro-batches. The time is that of the slowest of computing, HBM and
@@ -89,7 +89,7 @@ def command(cell):
     options = [f"--config.{override}" for override in SLICES[name]]
     if program != "train":
         options.append(f"--rows={rows(name)}")
-    return [f"--config=configs/plum.py:size={size}", f"--topology={name}", f"--programs={program}", *options]
+    return [f"--config=configs/partonomy.py:size={size}", f"--topology={name}", f"--programs={program}", *options]
 
 
 def rows(name):

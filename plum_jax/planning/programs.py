@@ -6,6 +6,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from data_pipelines.sources import grounded_pair
 from plum_jax.errors import UserError
 from plum_jax.inference import BATCH_SIZE, MIN_SPAN_BUCKET, PROMPT_BUCKET
 from plum_jax.models.plum import PlumConfig, bind, build
@@ -62,6 +63,7 @@ def complete(config):
     if not config.data.folder and not config.data.root:
         config.data["root" if config.data.get("sources") else "folder"] = "DIR"
     check_settings(config)
+    config.data.grounded = grounded_pair(config.data)  # as `plum train` fills it in
     return config
 
 
