@@ -11,7 +11,12 @@ import re
 import sys
 
 RECORD = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (\w+)\.\w+:\d+\] ")  # the beginning of a record of such a log
-SERVICE = ("coordination_service", "coordination_service_agent", "client")  # the files that speak of lost processes
+SERVICE = (
+    "coordination_service",
+    "coordination_service_agent",
+    "preemption_sync_manager",
+    "client",
+)  # the files that speak of lost processes
 ENDED = "the JAX distributed service detected fatal errors"  # the last record before SIGABRT
 STACK = "*** Check failure stack trace"
 HOSTS = "\x1ehosts "  # before a JSON list of the hosts of all processes: what the process tells this program
@@ -69,7 +74,7 @@ class Filter:
             return
         record = RECORD.match(line)
         if record:
-            self.inside = record[1] in SERVICE and line[0] in "EF"
+            self.inside = record[1] in SERVICE and line[0] in "WEF"
         if not self.inside:
             self.write(line)
             return
