@@ -85,24 +85,11 @@ def train(config, workdir, preemption=None):
     import jax
 
     from data_pipelines.pipeline import open_data
-    from data_pipelines.sources import grounded_pair
     from plum_jax import agreement, checkpoint
-    from plum_jax.initial import tokenizer_of
-    from plum_jax.settings import check_settings, check_split, check_vocabulary
-    from plum_jax.sharding import make_mesh
     from plum_jax.training_plan import open_state, plan_training
-    from plum_jax.validation import check_validation, pending
+    from plum_jax.validation import pending
 
-    console.check_out(workdir, remote=True)
-    check_settings(config)
-    check_validation(config)
-    config = config.copy_and_resolve_references()
-    config.data.grounded = grounded_pair(config.data)  # what the run does, whatever becomes of the weights, is in config.json
-    agreement.check_start(config, workdir, checkpoint.latest_step(workdir))
-    mesh = make_mesh(config.mesh)
-    check_split(config, mesh)
-    tokenizer = tokenizer_of(config)
-    check_vocabulary(config, tokenizer)
+    config, mesh, tokenizer = _checked(config, workdir)
     source = open_data(config, tokenizer)
     agreement.check_data(source)
     mixed = bool(config.data.get("sources"))
@@ -140,6 +127,28 @@ def train(config, workdir, preemption=None):
                 data = data if data.start == start else data.open(config, tokenizer, source, start)
                 with contextlib.nullcontext(preemption) if preemption else Preemption() as stopping:
                     return _loop(run, state, start, data, stopping)
+
+
+def _checked(config, workdir):
+    """-> (config with what a run fills in, mesh, tokenizer). UserError when they do not fit, among each other or the hosts."""
+    from data_pipelines.sources import grounded_pair
+    from plum_jax import agreement, checkpoint
+    from plum_jax.initial import tokenizer_of
+    from plum_jax.settings import check_settings, check_split, check_vocabulary
+    from plum_jax.sharding import make_mesh
+    from plum_jax.validation import check_validation
+
+    console.check_out(workdir, remote=True)
+    check_settings(config)
+    check_validation(config)
+    config = config.copy_and_resolve_references()
+    config.data.grounded = grounded_pair(config.data)  # what the run does, whatever becomes of the weights, is in config.json
+    agreement.check_start(config, workdir, checkpoint.latest_step(workdir))
+    mesh = make_mesh(config.mesh)
+    check_split(config, mesh)
+    tokenizer = tokenizer_of(config)
+    check_vocabulary(config, tokenizer)
+    return config, mesh, tokenizer
 
 
 class _Data(NamedTuple):
