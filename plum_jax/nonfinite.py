@@ -7,8 +7,6 @@ The step itself has left parameters and optimizer as they were (train_step.py), 
 import collections
 import io
 import math
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ import numpy as np
 from plum_jax.config_io import config_json
 from plum_jax.errors import UserError
 from plum_jax.metrics import AHEAD
+from plum_jax.paths import as_path, write_whole
 from plum_jax.processes import say
 from plum_jax.run_record import write_json, write_text
 from plum_jax.sharding import path_name
@@ -40,7 +39,7 @@ class Guard:
     """
 
     def __init__(self, config, workdir, source, state, start):
-        self.config, self.folder, self.source = config, Path(workdir) / "nonfinite", source
+        self.config, self.folder, self.source = config, as_path(workdir) / "nonfinite", source
         self.paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
         self.before = start - _updates(state.opt_state, start)  # steps left out by earlier runs of the folder
         self.skipped, self.row, self.latest = 0, 0, None  # by this run, in a row, the latest one
@@ -186,9 +185,4 @@ def _plain(total, weight):
 def _write_npz(path, arrays):
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.getbuffer())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, content.getbuffer())
