@@ -126,7 +126,7 @@ def test_other_settings_are_refused(whole, data, model, tmp_path):
     again = lambda **options: evaluate_folder(model, data, "test", copy, log=None, sizes=SIZES, **options)  # noqa: E731
     with pytest.raises(UserError, match="holds a run that differs in protocols; give another --out, or .*--restart"):
         again(protocols=("middle",))
-    with pytest.raises(UserError, match="another max_images"):
+    with pytest.raises(UserError, match="differs in max_images"):
         again(max_images=2)
     lines = (copy / NAME).read_text().splitlines(keepends=True)
     (copy / NAME).write_text("".join([*lines[:2], lines[3]]))
