@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 
+from plum_jax import processes
 from plum_jax.errors import UserError
 
 COMMANDS = {
@@ -135,12 +136,12 @@ def run(main, argv=None, *, name=None):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
-        return _flushed(main, argv)
+        return processes.leave(_flushed(main, argv))
     except KeyboardInterrupt as error:
-        print(f"\nplum {name}: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
-        return 130
+        print(f"\nplum {name}: interrupted{processes.who()}{'; ' if error.args else ''}{error}", file=sys.stderr)
+        return processes.leave(130, "interrupted")
     except BrokenPipeError:
-        return _reader_left()
+        return processes.leave(_reader_left(), "the reader of its output went away")
     except Exception as error:  # the end of every command: its type and first line are printed, --debug shows the traceback
         if debug:
             traceback.print_exc()
@@ -152,8 +153,10 @@ def run(main, argv=None, *, name=None):
         sentence = f"{where}{error.strerror}; {advice}" if advice else str(error)
         sentence = sentence if user else f"{type(error).__name__}: {_first_line(error)}"
         hint = "" if user or debug else " (--debug shows the traceback)"
-        print(f"plum {name}: error: {sentence}{hint}", file=sys.stderr)
-        return 2 if user else 1
+        other = processes.verdict(error)
+        sentence, hint = (other, "") if other else (sentence, hint)
+        print(f"plum {name}: error{processes.who()}: {sentence}{hint}", file=sys.stderr)
+        return processes.leave(2 if user else 1, sentence)
 
 
 def _flushed(main, argv):

@@ -55,11 +55,11 @@ def device_line():
 
     devices = jax.devices()
     kind = devices[0].device_kind
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     if devices[0].platform == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         virtual = f", {len(devices)} virtual devices" if len(devices) > 1 else ""
-        return f"cpu, {cores} cores{virtual}; no accelerator: fine for the tiny model"
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        return f"cpu, {cores} cores{virtual}{processes}; no accelerator: fine for the tiny model"
     return f"{len(devices)} x {kind}{processes}"
 
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 from plum_jax import cli, console
 from plum_jax.announce import describe, memory
 from plum_jax.config_io import add_config_flag, parse_args
-from plum_jax.errors import UserError
 from plum_jax.paths import is_remote
 from plum_jax.preemption import Preemption, leave_run, saved_so_far
-from plum_jax.processes import say, start_processes
+from plum_jax.processes import meet, say, start_processes, sum_over_hosts
 from plum_jax.run_record import RunRecord, remove_leftovers
 
 
@@ -87,10 +86,11 @@ def train(config, workdir, preemption=None):
 
     from data_pipelines.pipeline import open_data
     from data_pipelines.sources import grounded_pair
-    from plum_jax import checkpoint
+    from plum_jax import agreement, checkpoint
     from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
+    from plum_jax.training_plan import open_state, plan_training
     from plum_jax.validation import check_validation, pending
 
     console.check_out(workdir, remote=True)
@@ -98,24 +98,28 @@ def train(config, workdir, preemption=None):
     check_validation(config)
     config = config.copy_and_resolve_references()
     config.data.grounded = grounded_pair(config.data)  # what the run does, whatever becomes of the weights, is in config.json
+    agreement.check_start(config, workdir, checkpoint.latest_step(workdir))
     mesh = make_mesh(config.mesh)
     check_split(config, mesh)
     tokenizer = tokenizer_of(config)
     check_vocabulary(config, tokenizer)
     source = open_data(config, tokenizer)
+    agreement.check_data(source)
     mixed = bool(config.data.get("sources"))
     words = ["background", *([] if mixed else source.parts)]  # of the patch loss
     first = jax.process_index() == 0
     with jax.set_mesh(mesh):
-        plan = _plan(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
+        plan = plan_training(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
         data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
+        meet("opened")
         with checkpoint.open_checkpoints(workdir, config) as checkpointer:
-            state, frozen, start = _state(plan, config, mesh, checkpointer)
+            state, frozen, start = open_state(plan, config, mesh, checkpointer)
             if first:
                 remove_leftovers(workdir)
                 checkpoint.write_config(workdir, config)
+            agreement.check_shared(f"{workdir}/config.json")
             if start:
                 say(f"Resumed step {start:,} (data position, random keys and optimizer restored)")
             if start >= config.train.steps and not pending(config, workdir, start):
@@ -156,79 +160,6 @@ class _Data(NamedTuple):
         return cls(start, next(stream), stream)
 
 
-class _Plan(NamedTuple):
-    """What the config decides alone: no array is allocated yet."""
-
-    abstract: dict  # shapes of all parameters
-    shapes: object  # TrainState of shapes
-    sharding: object  # TrainState of shardings
-    init: object  # trainable parameters -> TrainState
-    step_fn: object  # (state, frozen, batches, key) -> (state, metric sums)
-    rates: object  # float[steps], learning rate of every update
-    parameters: int
-    trainable: int
-
-
-def _plan(config, mesh, part_words):
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from plum_jax.models import plum
-    from plum_jax.objective import make_loss
-    from plum_jax.optim import make_optimizer
-    from plum_jax.params import count, partition
-    from plum_jax.settings import check_gradients
-    from plum_jax.sharding import tree_sharding
-    from plum_jax.switches import switch
-    from plum_jax.train_step import init_state, make_train_step
-
-    graphdef, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
-    trainable, _ = partition(abstract, config.trainable)
-    if not trainable:
-        raise UserError(f"config.trainable: {config.trainable!r} matches no parameter; use a regular expression on their paths")
-    check_gradients(config, trainable)
-    tx, schedule = make_optimizer(config.optim, config.train.steps)
-    init = functools.partial(init_state, tx=tx)
-    shapes = jax.eval_shape(init, trainable)
-    sharding = tree_sharding(shapes, mesh)
-    length = max(map(len, part_words))
-    part_tokens = np.array([ids + [-1] * (length - len(ids)) for ids in part_words], np.int32)
-    loss_fn, totals = make_loss(graphdef, config, part_tokens)
-    accumulate_dtype = switch(config.optim, "optim.accumulate_dtype")
-    step_fn = make_train_step(loss_fn, totals, tx, sharding, accumulate_dtype=accumulate_dtype)
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps)))
-    return _Plan(abstract, shapes, sharding, init, step_fn, rates, count(abstract), count(trainable))
-
-
-def _state(plan, config, mesh, checkpointer):
-    """-> (TrainState on the mesh, frozen parameters, step): the newest checkpoint's, or step 0 from the seed."""
-    import jax
-    from flax.traverse_util import flatten_dict
-
-    from plum_jax import checkpoint
-    from plum_jax.base import PARTS
-    from plum_jax.initial import check_loaded, load_initial, open_base_of, random_parts
-    from plum_jax.params import partition
-    from plum_jax.sharding import tree_sharding
-    from plum_jax.train_step import TrainState
-
-    restored, start = checkpoint.restore(checkpointer, plan.shapes, plan.sharding, config)
-    shardings = tree_sharding(plan.abstract, mesh)
-    _, frozen = partition(plan.abstract, config.trainable)
-    if restored is not None:
-        frozen = load_initial(config, shardings, paths=flatten_dict(frozen, sep="/")) if frozen else frozen
-        return TrainState(**restored), frozen, start
-    params = load_initial(config, shardings)
-    base = open_base_of(config)
-    if base is not None:
-        check_loaded(base, params)
-        for part in random_parts(config):
-            say(f"  {PARTS[part]} starts random")
-    trainable, frozen = partition(params, config.trainable)
-    return jax.jit(plan.init, out_shardings=plan.sharding)(trainable), frozen, 0
-
-
 class _Run(NamedTuple):
     """What stays the same during the loop."""
 
@@ -237,7 +168,7 @@ class _Run(NamedTuple):
     mesh: object
     tokenizer: object
     source: object
-    plan: _Plan
+    plan: object  # TrainingPlan
     frozen: dict
     checkpointer: object
     record: RunRecord
@@ -271,6 +202,7 @@ def _loop(run, state, start, data, preemption):
     batch, key = data.first, jax.random.key(config.seed)
     arrays = put_batch(batch, run.mesh, config.data.micro_batches)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
+    meet("compiled")
 
     def write(step, means):
         run.logger.write(step, {"lr": float(run.plan.rates[guard.updates(step)]), **means})
@@ -353,25 +285,6 @@ def _account(run, stream):
     say("Data of this run:")
     for line in account.lines():
         say(f"  {line}")
-
-
-def sum_over_hosts(account):
-    """The accounts of all processes as one; the same on each of them."""
-    import jax
-    import numpy as np
-    from jax.experimental.multihost_utils import process_allgather
-
-    from data_pipelines.account import Account
-
-    if jax.process_count() == 1:
-        return account
-    text = np.frombuffer(account.to_json().encode(), np.uint8)
-    lengths = process_allgather(np.array(len(text), np.int32)).reshape(-1)
-    texts = process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))  # arrays of one size are gathered
-    total = Account()
-    for row, length in zip(texts, lengths, strict=True):
-        total.add(Account.from_json(row[:length].tobytes().decode()))
-    return total
 
 
 def _shapes(arrays):

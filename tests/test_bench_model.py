@@ -36,7 +36,7 @@ def test_every_part_is_there_and_runs_on_all_devices(run):
         assert 0 < part["seconds"]["least"] <= part["seconds"]["median"]
         assert part["flops_per_second"] == part["flops"] / part["seconds"]["median"]
         assert part["mfu"] == part["of_products"] == part["flops_per_second"] / part["peak"]["products"]
-        assert part["memory_bytes"] > 0 and part["compile_seconds"] > 0
+        assert part["of_products_by_processor_time"] > 0 and part["memory_bytes"] > 0 and part["compile_seconds"] > 0
     assert found["parts"]["sam"]["images"] == found["parts"]["masks_3"]["rows"] == 8  # as many as the devices divide
     growth = found["feedback"]
     low, high = (found["parts"][f"feedback_{n}"]["seconds"]["median"] for n in (2, 3))

@@ -20,7 +20,7 @@ from data_pipelines.tokenizer import load_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import sys
-from plum_jax.train import start_processes, sum_over_hosts
+from plum_jax.processes import start_processes, sum_over_hosts
 start_processes()
 import jax
 from data_pipelines.account import Account

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,13 +15,14 @@ from fixtures_partonomy import write_folder
 
 from data_pipelines.pipeline import batches
 from data_pipelines.tokenizer import load_tokenizer
-from plum_jax import cli, train
+from plum_jax import cli
 from plum_jax.batch import Batch
 from plum_jax.config_io import load_config
 from plum_jax.errors import UserError
 from plum_jax.planning import abstract, advice, chips, measure, programs
 from plum_jax.planning.traffic import Traffic
 from plum_jax.sharding import make_mesh, put_batch
+from plum_jax.training_plan import open_state, plan_training
 
 ROOT = Path(__file__).resolve().parent.parent
 # A model of every part, as small as it goes: what takes time is the compiler.
@@ -66,9 +68,9 @@ def test_state_and_frozen_parameters_are_those_of_a_run(config):
     config.trainable, config.model.dtype = "llama|span_tagger", "bfloat16"
     config.mesh.fsdp = 4
     mesh = make_mesh(config.mesh)
-    plan = train._plan(config, mesh, [[1]])
+    plan = plan_training(config, mesh, [[1]])
     with jax.set_mesh(mesh):
-        state, frozen, start = train._state(plan, config, mesh, _NoCheckpoint())
+        state, frozen, start = open_state(plan, config, mesh, _NoCheckpoint())
     assert start == 0
     wanted_state, wanted_frozen, _, key = abstract.train_arguments(config, plan, mesh)
     for real, wanted in ((state, wanted_state), (frozen, wanted_frozen)):
@@ -83,10 +85,7 @@ def test_state_and_frozen_parameters_are_those_of_a_run(config):
 class _NoCheckpoint:
     """What `checkpoint.restore` asks of a checkpointer that holds none."""
 
-    checkpoints = ()
-
-    def reload(self):
-        pass
+    orbax = SimpleNamespace(checkpoints=(), reload=lambda: None)
 
 
 def test_served_programs_take_the_parameters_of_a_checkpoint_and_the_cache_of_the_longest_answer(config, target):

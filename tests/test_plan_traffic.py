@@ -126,3 +126,51 @@ def test_arrays_of_a_shape():
     assert [(x.dims, x.bytes, x.on_chip) for x in arrays] == [
         ((2, 3), 12, True), ((4,), 4, False), ((), 4, False), ((16,), 16, False),
     ]  # fmt: skip
+
+
+SPREAD = """HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%start_it (a: bf16[2,64]) -> (bf16[2,64], bf16[8,64], u32[]) {
+  %a = bf16[2,64]{1,0:T(8,128)S(1)} parameter(0)
+  %gather.1 = bf16[8,64]{1,0} all-gather(%a), channel_id=3, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+  ROOT %call.1 = (bf16[2,64]{1,0:S(1)}, bf16[8,64]{1,0}, u32[]{:S(2)}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside_it (b: bf16[2,64], c: bf16[8,64], d: f32[16]) -> (f32[16], bf16[2,64], bf16[8,64]) {
+  %b = bf16[2,64]{1,0:S(1)} parameter(0)
+  %c = bf16[8,64]{1,0} parameter(1)
+  %d = f32[16]{0} parameter(2)
+  %gather.2 = bf16[8,64]{1,0} all-gather(%b), channel_id=3, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+  %call.2 = (bf16[2,64]{1,0:S(1)}, bf16[8,64]{1,0}) custom-call(%b, %c, %gather.2), custom_call_target="AsyncCollectiveDone"
+  %b.1 = bf16[2,64]{1,0:S(1)} get-tuple-element(%call.2), index=0
+  %c.1 = bf16[8,64]{1,0} get-tuple-element(%call.2), index=1
+  %twice = f32[16]{0} add(%d, %d)
+  ROOT %all = (f32[16]{0}, bf16[2,64]{1,0:S(1)}, bf16[8,64]{1,0}) tuple(%twice, %b.1, %c.1)
+}
+
+ENTRY %main (p: bf16[2,64], q: f32[16]) -> f32[16] {
+  %p = bf16[2,64]{1,0:T(8,128)S(1)} parameter(0)
+  %q = f32[16]{0} parameter(1)
+  %started = (bf16[2,64]{1,0:S(1)}, bf16[8,64]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, output_to_operand_aliasing={{0}: (0, {})}, calls=%start_it
+  %own = bf16[2,64]{1,0:S(1)} get-tuple-element(%started), index=0
+  %buffer = bf16[8,64]{1,0} get-tuple-element(%started), index=1
+  %both = (f32[16]{0}, bf16[2,64]{1,0:S(1)}, bf16[8,64]{1,0}) fusion(%own, %buffer, %q), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%beside_it
+  ROOT %out = f32[16]{0} get-tuple-element(%both), index=0
+}
+"""  # noqa: E501
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    found = read_traffic(SPREAD)
+    assert found.collectives == {"all-gather": {"count": 1, "bytes": 1024, "moved": 768}}  # three of four shares come in
+    assert found.gathered == [((8, 64), 1)]
+    assert found.memory_bytes == 1024 + 2 * 64  # the gathered array once, and the sum beside it
+
+
+def test_an_update_in_place_counts_the_part_that_is_written():
+    def step(cache, new, at):
+        return jax.lax.dynamic_update_slice(cache, new + jax.lax.dynamic_slice(cache, (at, 0), (1, 256)), (at, 0))
+
+    args = jax.ShapeDtypeStruct((4096, 256), jnp.float32), jax.ShapeDtypeStruct((1, 256), jnp.float32), 3
+    text = jax.jit(step, donate_argnums=0).lower(*args).compile().as_text()
+    assert read_traffic(text).memory_bytes < 16 * 1024  # of four million

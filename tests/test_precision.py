@@ -82,10 +82,10 @@ def test_a_few_updates_in_both_types_have_close_losses():
         state = init_state(jax.tree.map(jnp.array, random_params(shapes, adapters=True)), tx)
         batch = micro(random_batch(config, images=4, conversations=1))
         losses[dtype] = []
-        for _ in range(12):
+        for _ in range(8):
             state, sums = step(state, {}, batch, jax.random.key(0))
             losses[dtype].append(float(sums["loss"][0]))
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((state.params, sums)) if x.dtype != bool)
+        assert "bfloat16" not in {x.dtype.name for x in jax.tree.leaves((state.params, state.opt_state, sums))}
     first, second = losses["float32"], losses["bfloat16"]
     assert first != second and first[-1] < 0.8 * first[0]
     np.testing.assert_allclose(second, first, rtol=0.03)

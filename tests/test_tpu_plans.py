@@ -64,7 +64,8 @@ def test_a_cell_that_was_not_compiled_has_no_figures_of_work():
     about = ABOUT | {"fits": False, "compiled": False, "seconds": None}
     about["memory"] = about["memory"] | {"activations": None, "temporaries": None, "margin": -0.6}
     line = tpu_plans.row("13b/v5e-16/decode", FOUND | {"programs": {"decode": about}})
-    assert len(line) == len(tpu_plans.HEAD) and line[9] == "-60%, no" and set(line[10:]) == {""}
+    assert line[3] == "1 x 16 x 1, 64 rows" and len(line) == len(tpu_plans.HEAD)
+    assert line[9] == "-60%, no" and set(line[10:]) == {""}
 
 
 def test_the_cells_are_what_the_command_takes(monkeypatch):

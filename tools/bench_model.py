@@ -213,10 +213,11 @@ def measure(program, torch, dtype, args):
     except torch_peers.NoPeer as reason:
         why = str(reason)
     times = timing.in_turns(functions, repeats=args.repeats, warmup=args.warmup)
-    flops, peak = timing.operations(program.run, *program.args), timing.Peak.of(times["product"].median, product_flops)
+    flops = timing.operations(program.run, *program.args)
     return {
         **program.work, "parameters": program.parameters, "seconds": times["ours"]._asdict(),
-        **timing.rates(flops, times["ours"], peak), "memory_bytes": memory, "compile_seconds": compiling,
+        **timing.rates(flops, times["ours"], times["product"], product_flops),
+        "memory_bytes": memory, "compile_seconds": compiling,
         "torch": times["torch"]._asdict() if "torch" in times else None, "no_peer": why,
         **(timing.ratios(times, "torch", "ours") if "torch" in times else {}),
     }  # fmt: skip

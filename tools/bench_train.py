@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from plum_jax import cli, train
+from plum_jax import cli
 from plum_jax.cache import enable_compilation_cache
 from plum_jax.models.plum import PlumConfig
 from plum_jax.params import merge, partition
 from plum_jax.settings import check_split
 from plum_jax.sharding import put_batch, tree_sharding
+from plum_jax.training_plan import plan_training
 from tools import reference_model, sizes, timing, torch_peers
 from tools.random_batch import WORDS, random_batch
 from tools.random_weights import random_params
@@ -47,7 +48,7 @@ def comparable(config):
 
 def make_step(config, mesh):
     """What `plum train` makes of a config before it allocates anything: the jitted step, and where its arrays belong."""
-    return train._plan(config, mesh, [[1, 2]] * WORDS)
+    return plan_training(config, mesh, [[1, 2]] * WORDS)
 
 
 def weights(config, plan, mesh, seed):
@@ -121,14 +122,14 @@ def measure(config, mesh, batch, args):
     times = timing.in_turns({"ours": training, "product": product}, repeats=args.repeats, warmup=args.warmup)
     flops, executed = operations(config, mesh, training.shapes)
     data = config.data
-    peak = timing.Peak.of(times["product"].median, product_flops)
+    rates = timing.rates(flops, times["ours"], times["product"], product_flops)
     positions = data.max_tokens - 1 + (config.model.clip.image_size // config.model.clip.patch) ** 2
     return {
         "images": data.global_batch, "images_with_masks": len(batch.masks), "micro_batches": data.micro_batches,
         "positions": positions, "spans": int(batch.span_valid.sum()), "parameters": training.parameters,
         "trainable": training.trainable, "remat": config.model.remat, "seconds": times["ours"]._asdict(),
-        "images_per_second": data.global_batch / times["ours"].median, **timing.rates(flops, times["ours"], peak),
-        "executed_flops": executed, "hfu": peak.shares(executed / times["ours"].median)["mfu"],
+        "images_per_second": data.global_batch / times["ours"].median, **rates,
+        "executed_flops": executed, "hfu": rates["mfu"] * (executed / flops),
         "memory_bytes": training.memory, "compile_seconds": training.compile_seconds,
     }  # fmt: skip
 

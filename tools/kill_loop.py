@@ -20,7 +20,7 @@ from plum_jax import cli
 from plum_jax.errors import UserError
 from plum_jax.run_record import write_json
 
-KEEP, SAVE_EVERY, LOG_EVERY, STEPS_PER_KILL, STOP_EVERY = 3, 5, 3, 20, 6
+KEEP, SAVE_EVERY, LOG_EVERY, STOP_EVERY = 3, 5, 3, 6
 # The language model and the tagger alone, as small as they go: it is the loop that is put to the test.
 SMALL = (
     "model.llama.width=24", "model.llama.mlp=32", "model.clip.width=24", "model.clip.mlp=32", "model.clip.depth=1",
@@ -42,6 +42,7 @@ class Fault(Exception):
 def main(argv):
     parser = argparse.ArgumentParser(prog="python -m tools.kill_loop", description=__doc__)
     parser.add_argument("--kills", type=int, default=30, help="deaths by SIGKILL (default: 30)")
+    parser.add_argument("--steps-per-kill", type=int, default=40, help="steps of the runs (default: 40 a kill)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", required=True, help="new folder for the runs, their output and kill_loop.json")
     args = parser.parse_args(argv)
@@ -52,7 +53,7 @@ def main(argv):
         raise UserError(f"{out}: holds a kill loop already; remove it or give another folder")
     began = time.monotonic()
     try:
-        facts = kill_loop(out, args.kills, random.Random(args.seed))
+        facts = kill_loop(out, args.kills, args.kills * args.steps_per_kill, random.Random(args.seed))
     except Fault as fault:
         print(f"FAULT: {fault}; the output of all runs is in {out}/output", file=sys.stderr)
         return 1
@@ -63,12 +64,11 @@ def main(argv):
     return 0
 
 
-def kill_loop(out, kills, rng):
+def kill_loop(out, kills, steps, rng):
     """-> what kill_loop.json holds; raises Fault."""
     from data_pipelines.make import Arguments, make_dataset, parse_split_sizes
 
     make_dataset(out / "data", Arguments(0, parse_split_sizes("train=4,val=2,test=2")), workers=1)
-    steps = kills * STEPS_PER_KILL
     whole, fire = (Runs(out, name, steps) for name in ("whole", "under_fire"))
     whole.finish("train.keep=1000000")
     facts = {"steps": steps, "kills": 0, "stops": 0, "read": 0, "moments": {}}
@@ -82,7 +82,8 @@ def kill_loop(out, kills, rng):
             fire.stop(process, where)
         else:
             process.kill()
-            process.wait()
+            if process.wait() != -signal.SIGKILL:
+                raise Fault(f"{where}: the run was at its end before it was killed; raise --steps-per-kill")
         facts["stops" if moment == "stopping" else "kills"] += 1
         facts["moments"][moment] = facts["moments"].get(moment, 0) + 1
         facts["read"] += check_checkpoints(fire, whole, before, where)

@@ -131,10 +131,17 @@ class Peak(NamedTuple):
         return {"mfu": rate / (self.nominal or self.products), "of_products": rate / self.products}
 
 
-def rates(flops, times, peak):
-    """FLOPs of a run -> what it reaches: per second, and as shares of the peak."""
-    rate = flops / times.median
-    return {"flops": flops, "flops_per_second": rate, **peak.shares(rate), "peak": peak._asdict()}
+def rates(flops, times, product, product_flops):
+    """What a run of so many FLOPs reaches: per second, and as shares of the peak.
+
+    `of_products_by_processor_time` compares FLOPs for a second of processor time: for a CPU that others use too.
+    """
+    rate, peak = flops / times.median, Peak.of(product.median, product_flops)
+    busy = flops / times.processor / (product_flops / product.processor) if jax.default_backend() == "cpu" else None
+    return {
+        "flops": flops, "flops_per_second": rate, **peak.shares(rate), "of_products_by_processor_time": busy,
+        "peak": peak._asdict(),
+    }  # fmt: skip
 
 
 def peak_memory():

@@ -30,6 +30,7 @@ SLICES = {
     "v6e-64": ("mesh.fsdp=64", "data.micro_batches=1"),
     "v4-128": ("mesh.fsdp=64", "data.micro_batches=1"),
 }
+ROWS = 4  # of prefill, decode and masks, for each part of the mesh that holds rows of its own
 CELLS = [f"{size}/{name}/{program}" for program in PROGRAMS for size in SIZES for name in SLICES]
 HEAD = (
     "model", "slice", "program", "mesh", "parameters", "optimizer", "activations", "temporaries", "total of memory", "margin",
@@ -39,9 +40,10 @@ INTRO = """# Plans for TPU slices
 
 What `plum plan` says of `configs/plum.py:size=13b` and `:size=7b` for six TPU slices: the real programs, compiled by the TPU
 compiler for those chips and run on none. [docs/plan.md](../docs/plan.md) says what each figure is. All figures are per chip, in
-GiB, TFLOP and GB. A training step is 128 images of 512 positions. Mesh: data x fsdp x tensor, and for training the number of
-micro-batches. The time is that of the slowest of computing, HBM and links at peak rates: a bound, not a measurement, and so is
-the MFU. Compiled: processor time to trace and compile. `fits` wants 10 % of the memory free.
+GiB, TFLOP and GB. A training step is 128 images of 512 positions; the other programs have the rows that the mesh column says.
+Mesh: data x fsdp x tensor, and for training the number of micro-batches. The time is that of the slowest of computing, HBM and
+links at peak rates: a bound, not a measurement, and so is the MFU. Compiled: processor time to trace and compile.
+`fits` wants 10 % of the memory free.
 
 """
 AGAIN = """
@@ -85,7 +87,14 @@ def command(cell):
     """'13b/v5e-16/train' -> the arguments of `plum plan`."""
     size, name, program = cell.split("/")
     options = [f"--config.{override}" for override in SLICES[name]]
+    if program != "train":
+        options.append(f"--rows={rows(name)}")
     return [f"--config=configs/plum.py:size={size}", f"--topology={name}", f"--programs={program}", *options]
+
+
+def rows(name):
+    """Rows of the programs of an answer on a slice: its parameters are split over `fsdp`, and `data` is 1."""
+    return ROWS * next(int(x.partition("=")[2]) for x in SLICES[name] if x.startswith("mesh.fsdp="))
 
 
 def run(cell):
@@ -102,8 +111,8 @@ def page(done):
     """{cell: object of `plum plan --json`} -> Markdown."""
     if not done:
         return INTRO
-    rows = [row(cell, done[cell]) for cell in CELLS if cell in done]
-    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(f"| {' | '.join(x)} |" for x in rows)]
+    cells = [row(cell, done[cell]) for cell in CELLS if cell in done]
+    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(f"| {' | '.join(x)} |" for x in cells)]
     versions = next(iter(done.values()))["versions"]
     names = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "jaxlib", "libtpu") if name in versions)
     missing = [cell for cell in CELLS if cell not in done]
@@ -121,8 +130,9 @@ def row(cell, found):
     gib = lambda key: "" if memory[key] is None else f"{memory[key] / GIB:.2f}"  # noqa: E731
     total = f"{memory['total'] / GIB:.2f} of {memory['device'] / GIB:.0f}"
     verdict = f"{memory['margin']:.0%}, {'fits' if about['fits'] else 'no'}"
+    share = micro if program == "train" else f"{rows(name)} rows"
     start = [
-        size, name, program, f"{shape}, {micro}" if program == "train" else shape, gib("parameters"), gib("optimizer"),
+        size, name, program, f"{shape}, {share}", gib("parameters"), gib("optimizer"),
         gib("activations"), gib("temporaries"), total, verdict,
     ]  # fmt: skip
     if not about["compiled"]:

@@ -15,7 +15,7 @@ ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 class Array(NamedTuple):
     dims: tuple
     bytes: int
-    on_chip: bool  # in the space S(1) of a TPU's layouts, which is not HBM
+    on_chip: bool  # in a space of its own in a TPU's layouts, such as S(1), and not in HBM
 
 
 class Instruction(NamedTuple):
@@ -74,7 +74,7 @@ def _array(dtype, dims, layout):
     digits = re.search(r"\d+", dtype)
     bits = BITS.get(dtype, int(digits[0]) if digits else 0)
     dims = tuple(int(d) for d in dims.split(",") if d)
-    return Array(dims, math.prod(dims) * bits // 8, "S(1)" in layout)
+    return Array(dims, math.prod(dims) * bits // 8, "S(" in layout)
 
 
 def runs(module):

@@ -6,7 +6,6 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from plum_jax import train
 from plum_jax.errors import UserError
 from plum_jax.inference import BATCH_SIZE, MIN_SPAN_BUCKET, PROMPT_BUCKET
 from plum_jax.models.plum import PlumConfig, bind, build
@@ -16,6 +15,7 @@ from plum_jax.serving import programs as serving
 from plum_jax.settings import check_settings, check_split
 from plum_jax.sharding import make_mesh, path_name
 from plum_jax.switches import switch
+from plum_jax.training_plan import plan_training
 
 SERVED = {"prefill": "prefill", "decode": "decode_step", "masks": "decode_masks"}  # our name -> that of plum_jax.serving
 WORK = {"prefill": "prompts", "decode": "tokens", "masks": "answers"}  # what one row of a run is
@@ -67,7 +67,7 @@ def complete(config):
 
 def _train(config, mesh):
     check_split(config, mesh)
-    plan = train._plan(config, mesh, PART_WORDS)  # computes a little: outside of the mesh, whose devices need not be there
+    plan = plan_training(config, mesh, PART_WORDS)  # computes a little: outside of the mesh, whose devices need not be there
     arguments = state, frozen, batches, _ = abstract.train_arguments(config, plan, mesh)
     memory = {
         "parameters": abstract.bytes_per_device((state.params, frozen)),
@@ -82,7 +82,7 @@ def _train(config, mesh):
         if config.model.remat != "none":
             once = config.copy_and_resolve_references()
             once.model.remat = "none"
-            step_fn = train._plan(once, mesh, PART_WORDS).step_fn
+            step_fn = plan_training(once, mesh, PART_WORDS).step_fn
             with jax.set_mesh(mesh):
                 model_flops = count_flops(step_fn.trace(*arguments).jaxpr)
         kept = kept_bytes(traced.jaxpr) // (mesh.shape["data"] * mesh.shape["fsdp"])

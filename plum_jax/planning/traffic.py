@@ -33,19 +33,33 @@ def read_traffic(text):
     for name, times in hlo.runs(module).items():
         results = {i.name: i for i in module.computations[name]}
         for instruction in module.computations[name]:
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in collectives:
-                arrays = _results(instruction)
-                size = sum(x.bytes for x in arrays)
-                found = collectives[kind]
-                found["count"] += times
-                found["bytes"] += times * size
-                found["moved"] += times * _moved(kind, size, _group_size(instruction.rest, devices))
+            for one in _started(instruction, module):
+                kind = one.opcode.removesuffix("-start")
+                arrays = _results(one)
+                size, counts = sum(x.bytes for x in arrays), collectives[kind]
+                counts["count"] += times
+                counts["bytes"] += times * size
+                counts["moved"] += times * _moved(kind, size, _group_size(one.rest, devices))
                 if kind == "all-gather":
                     gathered += [(x.dims, times) for x in arrays]
             memory += times * _memory(instruction, results, module)
     found = {kind: counts for kind, counts in collectives.items() if counts["count"]}
     return Traffic(found, round(memory), gathered)
+
+
+def _started(instruction, module):
+    """Collectives that an instruction does or starts. A TPU spreads one over several fusions, which all name it: the first
+    of them starts it, the others compute beside it."""
+    if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+        return [instruction]
+    body = _fused(instruction, module)
+    if not any("AsyncCollectiveStart" in i.rest for i in body):
+        return []
+    return [i for i in body if i.opcode.removesuffix("-start") in COLLECTIVES]
+
+
+def _fused(instruction, module):
+    return module.computations.get(instruction.attribute("calls"), ()) if instruction.opcode == "fusion" else ()
 
 
 def _results(instruction):
@@ -62,6 +76,10 @@ def _group_size(rest, devices):
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
     if iota:
         return int(iota[2])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
     groups = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     return len(groups[1].split(",")) if groups else devices
 
@@ -86,7 +104,7 @@ def _memory(instruction, results, module):
         return moved * sum(not x.on_chip for x in arrays[:2])
     operands = [results.get(name) for name in instruction.operands]
     if instruction.opcode == "fusion":
-        return _fusion(instruction, operands, module.computations.get(instruction.attribute("calls"), ()))
+        return _fusion(instruction, operands, _fused(instruction, module))
     if instruction.opcode in READS_A_PART:
         return _hbm(instruction.arrays) + (_hbm_share(operands[0], instruction) if operands else 0)
     if instruction.opcode == "dynamic-update-slice" and len(operands) > 1:
@@ -97,25 +115,28 @@ def _memory(instruction, results, module):
 def _fusion(instruction, operands, body):
     """Bytes that a fusion reads and writes: what it slices or updates in place counts as the part that it touches."""
     by_name = {i.name: i for i in body}
-    parameters = {}
-    for i in body:
-        if i.opcode == "parameter":
-            parameters[int(i.rest.partition(")")[0])] = i
-    total, written = 0, _hbm(instruction.arrays)
+    parameters = {int(i.rest.partition(")")[0]): i.name for i in body if i.opcode == "parameter"}
+    passed, kept = _passed_on(instruction) if any(i.opcode in COLLECTIVES for i in body) else ((), ())
+    total, written = 0, _hbm(x for number, x in enumerate(instruction.arrays) if number not in kept)
     for number, operand in enumerate(operands):
-        if operand is None:
+        if operand is None or number in passed:
             continue
-        users = [i for i in body if number in parameters and parameters[number].name in i.operands]
-        first = [i for i in users if i.operands[:1] == (parameters[number].name,)]
-        if users and users == first and all(i.opcode in READS_A_PART for i in users):
-            total += min(_hbm_of(operand), sum(_hbm_share(operand, i) for i in users))
-        elif users and users == first and all(i.opcode == "dynamic-update-slice" for i in users):
-            part = sum(sum(x.bytes for x in by_name[i.operands[1]].arrays) for i in users if i.operands[1] in by_name)
-            if not any(x.on_chip for x in operand.arrays):
-                written += min(0, part - _hbm_of(operand))  # the result is that operand with a part written anew
-        else:
+        users = [i for i in body if parameters.get(number) in i.operands]
+        slices, updates = ([i for i in users if i.opcode in kinds] for kinds in (READS_A_PART, ("dynamic-update-slice",)))
+        if not users or len(slices) + len(updates) < len(users) or any(i.operands[0] != parameters[number] for i in users):
             total += _hbm_of(operand)
+            continue
+        total += min(_hbm_of(operand), sum(_hbm_share(operand, i) for i in slices))
+        if updates and _hbm_of(operand):  # the result is that operand with a part written anew
+            part = sum(sum(x.bytes for x in by_name[i.operands[1]].arrays) for i in updates if i.operands[1] in by_name)
+            written += min(0, part - _hbm_of(operand))
     return total + max(written, 0)
+
+
+def _passed_on(instruction):
+    """(numbers of operands, numbers of results) that are the same memory: buffers of a collective that is under way."""
+    aliases = re.findall(r"\{(\d*)\}: \((\d+), \{\}", instruction.rest.partition("output_to_operand_aliasing=")[2])
+    return {int(operand) for _, operand in aliases}, {int(result or 0) for result, _ in aliases}
 
 
 def _hbm(arrays):
