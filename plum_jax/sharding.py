@@ -86,10 +86,12 @@ def split_rows(x, *, last=None):
     """Says to XLA that the first axis of an activation [R, ...] is split over data and fsdp and the last one over the mesh
     axis `last`; without it XLA may gather the rows, to split a width that a parameter has split.
 
-    The identity without a mesh (`jax.set_mesh`), where the mesh has other axes, and where an axis does not divide evenly.
+    The identity without a mesh (`jax.set_mesh`), where the mesh has other axes, where an axis does not divide evenly, and
+    within `jax.shard_map`, whose devices have parts of their own (evaluation).
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.shape) or not isinstance(x.shape[0], int):
+    auto = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+    if mesh.empty or not auto or not set(AXES) <= set(mesh.shape) or not isinstance(x.shape[0], int):
         return x
     rows = ROWS if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
     last = last if last and x.shape[-1] % mesh.shape[last] == 0 else None
