@@ -13,7 +13,7 @@ import pytest
 from fixtures_partonomy import write_folder
 from test_train import SMALL
 
-from plum_jax import loading, nonfinite, objective, train
+from plum_jax import loading, nonfinite, objective, train, training_plan
 from plum_jax.checkpoint import steps_in
 from plum_jax.config_io import config_from_json, load_config
 from plum_jax.logger import read_metrics
@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def run(data, monkeypatch):
     """run(workdir, *overrides) trains on the data with the poisoned loss -> TrainResult."""
-    monkeypatch.setattr(objective, "make_loss", poisoned_loss)
+    monkeypatch.setattr(training_plan, "make_loss", poisoned_loss)
     sizes = [f"data.folder={data}", f"data.global_batch={BATCH}", "data.grounded=(1,1)", f"train.steps={STEPS}"]
     often = ["train.log_every=1", "train.save_every=1", "train.keep=20"]
 

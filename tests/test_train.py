@@ -16,6 +16,7 @@ from fixtures_partonomy import write_folder
 
 from plum_jax import loading, train
 from plum_jax.config_io import config_from_json, load_config
+from plum_jax.errors import UserError
 from plum_jax.logger import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,7 +205,7 @@ def test_a_run_folder_of_another_config_is_refused(start, whole):
 )
 def test_wrong_settings_are_refused_before_anything_is_written(data, tmp_path, override, message):
     config = load_config("tiny", [*SMALL, f"data.folder={data}", override])
-    with pytest.raises(train.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -212,7 +213,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(data, tmp_path, o
 def test_a_run_folder_below_a_file_is_refused(data, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(train.UserError, match="is not a folder"):
+        with pytest.raises(UserError, match="is not a folder"):
             train.train(load_config("tiny", [*SMALL, f"data.folder={data}"]), folder)
 
 

@@ -29,9 +29,11 @@ class Size(NamedTuple):
 
 SIZES = {
     "tiny": Size("tiny", (), (), 8, 8, 128, 32),
-    "quarter": Size("plum:size=7b", QUARTER, ("data.global_batch=1", "data.micro_batches=1"), 1, 1, 512, 16),
-    "7b": Size("plum:size=7b", SPLIT, ("data.global_batch=8", "data.micro_batches=1"), 8, 8, 512, 64),
-    "13b": Size("plum:size=13b", SPLIT, ("data.global_batch=8", "data.micro_batches=1"), 8, 8, 512, 64),
+    "quarter": Size(
+        "partonomy:size=7b", QUARTER, ("data.root=DIR", "data.global_batch=1", "data.micro_batches=1"), 1, 1, 512, 16
+    ),
+    "7b": Size("partonomy:size=7b", SPLIT, ("data.root=DIR", "data.global_batch=8", "data.micro_batches=1"), 8, 8, 512, 64),
+    "13b": Size("partonomy:size=13b", SPLIT, ("data.root=DIR", "data.global_batch=8", "data.micro_batches=1"), 8, 8, 512, 64),
 }
 
 
