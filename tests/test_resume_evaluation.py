@@ -188,7 +188,7 @@ def test_the_command_continues_and_restarts(data, tmp_path, capsys, monkeypatch)
     assert all(results["protocols"][name] for name in evaluate.PROTOCOLS)
     few, before = [*args, "--protocols", "published"], (out / "run.json").read_bytes()
     assert cli.run(evaluate.main, few, name="evaluate") == 2
-    assert "another protocols" in capsys.readouterr().err
+    assert "differs in protocols" in capsys.readouterr().err
     assert (out / "run.json").read_bytes() == before  # what was refused says nothing about the results that are there
     assert cli.run(evaluate.main, [*few, "--restart"], name="evaluate") in (0, None)
     assert json.loads((out / "results.json").read_text())["settings"]["protocols"] == ["published"]
