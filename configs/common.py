@@ -47,6 +47,7 @@ def faithful(config, stage):
     config.loss.shape = "dice" if stage == "0shot" else "focal_tversky"
     config.loss.update(tag_positions="all", average="micro_batch", tversky_clamp=False)
     config.optim.update(schedule=REFERENCE_SCHEDULES[stage], accumulate_dtype="bfloat16", clip_norm=0.0)
+    config.train.nonfinite = "skip"  # as DeepSpeed does (M 7.3)
     config.eval.update(
         mc_score="full_mean",
         mc_dtype="bfloat16",

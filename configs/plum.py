@@ -1,4 +1,4 @@
-"""PLUM at its published sizes (arXiv 2505.20759): the constants of its parts, and its recipe.
+"""PLUM at its published sizes (arXiv 2505.20759): the constants of its parts, its recipe, and the first of its two stages.
 
 The weights come from `config.base`, a folder that `plum convert` wrote: LLaVA Llama-2 chat, CLIP ViT-L/14, SAM ViT-H.
 """
@@ -9,6 +9,7 @@ from configs.common import faithful, parse_arg
 
 LLAMA = {"7b": dict(width=4096, depth=32, heads=32, mlp=11008), "13b": dict(width=5120, depth=40, heads=40, mlp=13824)}
 IMAGES = 12  # of a micro-batch of the reference: 6 on each of 2 GPUs in its log
+EPOCHS, EPOCH = 25, 500  # of stage 1, and the updates that its script calls an epoch, of 10 micro-batches each
 
 
 def model_config(size):
@@ -38,23 +39,15 @@ def model_config(size):
     )
 
 
-def get_config(arg=""):
-    """PLUM on a PARTONOMY folder: `--config=configs/plum.py:size=13b,stage=ft --config.data.folder=DIR --config.base=DIR`.
-
-    The pre-training before it: `--config=configs/plum.py:stage=0shot --config.data.root=DIR`, the folder of all data sets.
-
-    Args:
-      arg: size=7b|13b; stage=ft|0shot, fine-tuning on PARTONOMY or the pre-training before it; reference=0|1, 1 does what the
-        reference's code does where that differs from what is right (docs/faithful.md).
-    """
-    options = parse_arg(arg, size=("7b", "13b"), stage=("ft", "0shot"), reference=False)
+def paper_config(size):
+    """What both stages of the paper share: the model, what is trained, losses, optimizer, batch, evaluation."""
     config = ml_collections.ConfigDict()
     # fmt: off
-    config.name = f"plum_{options.size}_{options.stage}"
+    config.name = f"plum_{size}"
     config.seed = 0
     config.tokenizer = ""  # that of the base, unless a folder with tokenizer.json is given
     config.base = ""  # base weights of plum convert to start from; the sizes below are then those of the base
-    config.model = model_config(options.size)
+    config.model = model_config(size)
     # What the reference trains (M 1.1): adapters, token table and head, tagger, projector to SAM, its decoder and prompt
     # encoder (whose Gaussian matrix is no parameter there), the mask pooler.
     config.trainable = (
@@ -83,13 +76,9 @@ def get_config(arg=""):
         max_tokens=257,  # 512 positions with the 256 of the image
         max_spans=16, max_masks=16, canvas=(1024, 1024), workers=0, cache=False,
     )
-    if options.stage == "0shot":  # the mixture of the reference; one name and one mask in every answer
-        weights = dict(semantic=9.0, refer=5.0, vqa=5.0, reason=1.0)
-        config.data.sources = tuple(dict(name=name, weight=weight) for name, weight in weights.items())
-        config.data.grounded = ()  # 15 of 20 images have masks, as the weights say: (3, 4)
-        config.data.max_spans = config.data.max_masks = 1
-    # As many images as the reference sees: 500 updates of 10 micro-batches for fine-tuning; 25 such epochs before it.
-    config.train = dict(steps=12500 if options.stage == "0shot" else 500, log_every=10, save_every=100, keep=2)
+    # A step with a loss or a gradient that is not finite ends the run ("stop"), or leaves everything as it was ("skip") for at
+    # most max_skipped steps in a row; either way it is kept in W/nonfinite (docs/numerics.md).
+    config.train = dict(steps=500, log_every=10, save_every=100, keep=2, nonfinite="stop", max_skipped=20)
     config.eval = dict(
         mc_score="answer_mean", mc_dtype="float32", tie="wrong", empty_union="one", span_scope="assistant", feedback=True,
         min_score=0.0, max_new_tokens=512, ignore255_as_fg=False,
@@ -100,11 +89,30 @@ def get_config(arg=""):
     )
     config.vqa = dict(metric="official")
     config.checkpoint = dict(best_metric="gmiou_macro", best_mode="max")  # which validated step is kept besides the last ones
+    return config
+
+
+def get_config(arg=""):
+    """Stage 1 of the paper, the mixture 9:5:5:1: `--config=configs/plum.py:size=13b --config.base=DIR --config.data.root=DIR`.
+
+    `config.data.root` is the folder of all data sets (docs/mixture.md). Stage 2 is configs/partonomy.py; docs/recipe.md has the
+    two runs, and why they have these numbers of updates and images.
+
+    Args:
+      arg: size=7b|13b; reference=0|1, 1 does what the reference's code does where that differs from what is right
+        (docs/faithful.md).
+    """
+    options = parse_arg(arg, size=("7b", "13b"), reference=False)
+    config = paper_config(options.size)
+    weights = dict(semantic=9.0, refer=5.0, vqa=5.0, reason=1.0)
+    config.data.sources = tuple(dict(name=name, weight=weight) for name, weight in weights.items())
+    config.data.grounded = ()  # 15 of 20 images have masks, as the weights say: (3, 4)
+    config.data.max_spans = config.data.max_masks = 1  # one name and one mask in every answer
+    config.train.steps = EPOCHS * EPOCH
     if options.reference:
-        faithful(config, options.stage)
-        if options.stage == "0shot":  # up to five classes or phrases of an image, and SAM encodes every image
-            config.data.update(grounded=(1, 1), conversations=5, max_masks=5)
+        faithful(config, "0shot")  # which makes 100 micro-batches an update, and so a tenth of the updates
         config.data.global_batch = IMAGES * config.data.micro_batches
-        config.train.steps = 1250 if options.stage == "0shot" else 500
+        config.data.update(grounded=(1, 1), conversations=5, max_masks=5)  # up to five phrases; SAM sees all
+        config.train.steps = EPOCHS * EPOCH // 10
         config.name += "_reference"
     return config

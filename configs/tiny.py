@@ -53,7 +53,7 @@ def get_config(arg=""):
         global_batch=40, micro_batches=1, conversations=1, grounded=(1, 4), max_tokens=72, max_spans=8, max_masks=8,
         canvas=(128, 128), workers=0, cache=True,
     )
-    config.train = dict(steps=600, log_every=20, save_every=200, keep=2)
+    config.train = dict(steps=600, log_every=20, save_every=200, keep=2, nonfinite="stop", max_skipped=20)
     config.eval = dict(
         mc_score="answer_mean", mc_dtype="float32", tie="wrong", empty_union="one", span_scope="assistant", feedback=True,
         min_score=0.0, max_new_tokens=64, ignore255_as_fg=False,

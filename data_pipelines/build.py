@@ -16,6 +16,7 @@ from data_pipelines.manifest import FORMAT, read_build
 from data_pipelines.shard_workers import build_lock, write_shards
 from data_pipelines.shards import part_path, read_part, whole_part
 from data_pipelines.storing import Recorder, is_storable
+from plum_jax.console import counted
 from plum_jax.errors import UserError
 from plum_jax.run_record import RunRecord, sha256_of, versions, write_json, write_text
 
@@ -139,8 +140,9 @@ def build(
         ]  # fmt: skip
         write_shards(Recorder(source, root, options, draws), jobs, workers, strict=strict, log=log)
         facts = _finish(folder, split, plan, source, root)
+    shards = counted(count, "shard")
     left_out = ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()) or "none"
-    log(f"{folder}: {split} has {facts['records']} records, {count} shards; left out: {left_out} (errors.csv)")
+    log(f"{folder}: {split} has {facts['records']} records, {shards}; left out: {left_out} (errors.csv)")
     return folder
 
 

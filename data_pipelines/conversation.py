@@ -4,6 +4,7 @@ Spans are found by construction, never by searching the text: the renderer knows
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -121,12 +122,28 @@ def _tokenize(text, tokenizer):
             tokens.append(0)
             offsets.append((start, start + len(IMAGE)))
             start += len(IMAGE)
-        encoded = tokenizer(piece, return_offsets_mapping=True)
+        ids, characters = (_piece if number else _first_piece)(piece, tokenizer)
         skip = int(number > 0)  # the begin-of-sentence token of every piece but the first
-        tokens += encoded["input_ids"][skip:]
-        offsets += [(start + a, start + b) for a, b in encoded["offset_mapping"][skip:]]
+        tokens += ids[skip:]
+        offsets += [(start + a, start + b) for a, b in characters[skip:]]
         start += len(piece)
     return np.array(tokens, np.int32), np.array(offsets, np.int32).reshape(-1, 2), image_position
+
+
+def _piece(text, tokenizer):
+    """-> (ids, (start, end) of the characters of each)."""
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _first_piece(text, tokenizer):
+    """`_piece` of what stands before the image, which is the same in all conversations of a template."""
+    return _remembered(text, tokenizer, len(tokenizer))
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(text, tokenizer, size):  # size: a tokenizer that has learned a word is another one
+    return _piece(text, tokenizer)
 
 
 def encode(turns, tokenizer, template, spans=(), *, flavour="fast"):

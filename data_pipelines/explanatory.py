@@ -30,7 +30,7 @@ class Explanatory:
     """A Source of multiple-choice questions about parts, answered correctly.
 
     Args:
-      root: a folder with question files, a question file, or a list of folders and files: all of them are used.
+      root: a folder with question files, a folder of such folders, a question file, or a list of these: all are used.
       split: train, val, test...: the last word of the names of the question files.
       per_image: up to so many questions about an image make one sample.
       question_types: those to use.
@@ -217,21 +217,30 @@ def _united(entries, part):
 
 
 def question_files(root, split):
-    """A folder, a question file, or a list of them -> [paths of question files], each once. UserError where there is none."""
+    """What `Explanatory` takes as root -> [paths of question files], each once. UserError where there is none.
+
+    A folder that has question files itself is one subset; else each folder in it that has some is.
+    """
     found = []
     for place in [root] if isinstance(root, str | Path) else root:
         place = Path(place)
         if place.is_dir():
-            matches = [(path, QUESTION_FILE.fullmatch(path.name)) for path in sorted(place.iterdir())]
-            here = [path for path, match in matches if match and match["split"] == split]
+            here = _files_in(place, split)
+            for folder in () if here else sorted(path for path in place.iterdir() if path.is_dir()):
+                here += _files_in(folder, split)
             if not here:
-                raise UserError(f"{place}: has no question file of split {split!r}; put {LAYOUT} there")
+                raise UserError(f"{place}: has no question file of split {split!r}; put {LAYOUT} there, or folders of these")
             found += here
         else:
             found.append(place)  # a missing file is named when it is opened
     if not found:
         raise UserError("no folder with question files is given; give one or more")
     return list(dict.fromkeys(found))
+
+
+def _files_in(folder, split):
+    matches = [(path, QUESTION_FILE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    return [path for path, match in matches if match and match["split"] == split]
 
 
 def type_weights(types, weights):

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import signal
 import sys
 
 import grain
@@ -95,6 +96,8 @@ def _parse_no_flags():
 def _start_worker(index, count):
     """In each worker process, before its first batch."""
     end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a job: the training process ends its workers
+        signal.signal(number, signal.SIG_IGN)
     # Not through the environment of the processes: other threads here may be reading it, which setting it can crash.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

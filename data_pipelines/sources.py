@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines.kinds import FAMILIES, KINDS, WITHOUT_MASKS
 from plum_jax.errors import UserError
+from plum_jax.paths import check_local
 
 KEYS = ("name", "weight", "root", "split", "datasets", "options")
 
@@ -54,6 +55,8 @@ def _expand(source, data, where):
         raise UserError(f"{where}.name: {name!r} is not known; use {', '.join(dict.fromkeys([*FAMILIES, *KINDS]))}")
     if not root and not data.root:
         raise UserError("config.data.root: is empty; pass --config.data.root=DIR, the folder that holds the data sets")
+    for folder in (data.root, *(root if isinstance(root, tuple) else (root,))):
+        check_local(folder, "copy it with gcloud storage rsync -r, or mount the bucket with gcsfuse")
     names = tuple(source.get("datasets", FAMILIES.get(name, (name,))))
     wrong = [x for x in names if x not in KINDS or (x != name and KINDS[x].family != name)]
     if wrong or not names:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plum_jax.config_io import config_json, flatten
 from plum_jax.errors import UserError
+from plum_jax.paths import as_path
 from plum_jax.processes import meet, several, tell_all
 from plum_jax.run_record import sha256_of, versions
 
@@ -113,7 +114,7 @@ def check_shared(file):
     if not several():
         return
     meet("written")
-    path, deadline = Path(file), time.monotonic() + VISIBLE_SECONDS
+    path, deadline = as_path(file), time.monotonic() + VISIBLE_SECONDS
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     seen = "there" if path.exists() else "missing"

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from plum_jax.config_io import config_from_json, config_json
 from plum_jax.errors import UserError
+from plum_jax.paths import absolute, as_path
 from plum_jax.run_record import sha256_of, write_json, write_text
 
 BUFFER_BYTES = 256 << 20  # written together: fewer, larger files; several times this is held while Orbax writes
@@ -50,12 +51,12 @@ class Base(NamedTuple):
 
 def is_base(folder):
     """Whether a folder holds base weights."""
-    return (Path(folder) / "base.json").is_file()
+    return (as_path(folder) / "base.json").is_file()
 
 
 def open_base(folder):
     """Folder -> Base; no parameter is read. UserError when the folder is not what `plum convert` writes."""
-    folder = Path(folder).absolute()
+    folder = absolute(folder)
     if not is_base(folder):
         raise UserError(f"{folder}: holds no base weights (no base.json); write one with plum convert --out {folder}")
     try:

@@ -9,7 +9,7 @@ from plum_jax.errors import UserError
 def add_checkpoint_flags(parser, default=None):
     """--checkpoint, --which, --base and --allow-random, of every command that runs a trained model."""
     shown = f" (default {default})" if default else ""
-    text = f"a run folder, base weights of plum convert, or the word tiny{shown}"
+    text = f"a run folder (on disk or gs://BUCKET/FOLDER), base weights of plum convert, or the word tiny{shown}"
     parser.add_argument("--checkpoint", required=default is None, default=default, help=text)
     which = "of a run folder: the newest checkpoint (default), or the one that validation during training found best"
     parser.add_argument("--which", choices=("last", "best"), default="last", help=which)

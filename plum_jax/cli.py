@@ -1,6 +1,7 @@
 """The console script `plum`: a table of commands, and how every command ends (exit status, one-sentence errors)."""
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
@@ -35,10 +36,15 @@ COMMANDS = {
         "stats": ("data_pipelines.stats", "count what a data set holds"),
         "show": ("data_pipelines.show", "one HTML page of samples with images, masks and answers"),
     },
+    "plan": ("plum_jax.plan", "compile a config for a TPU slice that need not be there: memory, work, time"),
     "report": ("plum_jax.report", "a run or evaluations as a page, JSON and LaTeX tables"),
     "doctor": ("plum_jax.doctor", "device, versions, caches, disk, and the fix for each fault"),
 }
 
+GROUPS = {
+    "score": "prediction files of any model -> the table of a benchmark; no model needed",
+    "data": "make, build, check, count and show data sets",
+}
 
 FILE_FAULTS = {  # of the file system, wherever a command meets one
     errno.ENOENT: "check the path",
@@ -67,10 +73,17 @@ class Parser(argparse.ArgumentParser):
 def main(argv=None):
     """Entry point of `plum`. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(argv)
+    except BrokenPipeError:  # of the table of commands; `run` has its own
+        return _reader_left()
+
+
+def _main(argv):
     table, path = COMMANDS, []
     while isinstance(table, dict):
         if not argv or argv[0] in ("-h", "--help", "help"):
-            print(_usage(table, path))
+            print(_usage(table, path), flush=True)
             return 0 if argv else 2
         if argv[0] == "--version":
             from plum_jax.run_record import versions
@@ -89,8 +102,10 @@ def _usage(table, path):
     lines = [f"usage: {' '.join(['plum', *path])} COMMAND [options]", ""]
     width = max(12, *(len(name) + 2 for name in table))
     for name, entry in table.items():
-        text = entry[1] if isinstance(entry, tuple) else ", ".join(f"{sub}: {inner[1]}" for sub, inner in entry.items())
-        lines.append(f"  {name:<{width}}{text}")
+        if isinstance(entry, tuple):
+            lines.append(f"  {name:<{width}}{entry[1]}")
+        else:
+            lines += [f"  {name:<{width}}{GROUPS[name]}:", f"  {'':<{width}}{', '.join(entry)}"]
     lines += [
         "",
         f"{' '.join(['plum', *path])} COMMAND --help shows the options of a command; --debug adds the traceback to an error.",
@@ -121,13 +136,12 @@ def run(main, argv=None, *, name=None):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
-        return processes.leave(int(main(argv) or 0))
-    except KeyboardInterrupt:
-        print(f"\nplum {name}: interrupted{processes.who()}", file=sys.stderr)
+        return processes.leave(_flushed(main, argv))
+    except KeyboardInterrupt as error:
+        print(f"\nplum {name}: interrupted{processes.who()}{'; ' if error.args else ''}{error}", file=sys.stderr)
         return processes.leave(130, "interrupted")
-    except BrokenPipeError:  # the reader of our output went away, as in `plum ... | head`
-        sys.stderr.close()
-        return processes.leave(141, "the reader of its output went away")
+    except BrokenPipeError:
+        return processes.leave(_reader_left(), "the reader of its output went away")
     except Exception as error:  # the end of every command: its type and first line are printed, --debug shows the traceback
         if debug:
             traceback.print_exc()
@@ -143,6 +157,26 @@ def run(main, argv=None, *, name=None):
         sentence, hint = (other, "") if other else (sentence, hint)
         print(f"plum {name}: error{processes.who()}: {sentence}{hint}", file=sys.stderr)
         return processes.leave(2 if user else 1, sentence)
+
+
+def _flushed(main, argv):
+    """The exit status of `main`, once everything is written that it printed, also where --help ends it."""
+    try:
+        return int(main(argv) or 0)
+    finally:
+        sys.stdout.flush()
+
+
+def _reader_left():
+    """The reader of our output went away, as in `plum ... | head`: what is left goes nowhere. The exit status of a shell."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with contextlib.suppress(OSError):  # a stream without a file
+                os.dup2(nowhere, stream.fileno())
+    return 141
 
 
 def _first_line(error):

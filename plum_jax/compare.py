@@ -8,9 +8,11 @@ from pathlib import Path
 from data_pipelines.checks.findings import printable
 from plum_jax import __version__, cli, console
 from plum_jax.errors import UserError
+from plum_jax.evaluation import benchmarks
 from plum_jax.run_record import write_json, write_text
 
 FIELDS = ("instance_id", "image_path", "image_label", "question_type")
+OF_BENCHMARKS = ("id", "image_path", "dataset", "kind", "groups")  # of a record of the other benchmarks
 SCORED = ("questions", "choices", "choice_parts", "correct", "gt_parts", "gt_masks", "predicted", "predicted_published")
 WIDTH = 34
 SHOWN = 10  # cases that are printed
@@ -23,7 +25,7 @@ def main(argv=None):
         description="Differences of two evaluations, with intervals over images, and the questions that changed most.",
     )
     add = parser.add_argument
-    add("benchmark", nargs="?", choices=("partonomy",), help="may be left out")
+    add("benchmark", nargs="?", choices=("partonomy", *benchmarks.MODULES), help="may be left out")
     add("--compare", nargs=2, required=True, metavar=("A", "B"), help="evaluation folders, or their instances.jsonl")
     add("--common", action="store_true", help="compare the questions that both have, where the data differ")
     add("--cases", type=int, default=20, metavar="N", help="how many of the questions that changed most (default 20)")
@@ -41,6 +43,11 @@ def main(argv=None):
         console.check_out(Path(path).absolute().parent)
     console.header("evaluate --compare", device=False, stream=sys.stderr if args.json else None)
     report = compare_folders(*args.compare, common=args.common, most=args.cases)
+    if args.benchmark not in (None, report["benchmark"]):
+        raise UserError(f"{args.compare[0]}: is an evaluation of {report['benchmark']}, not of {args.benchmark}; leave it out")
+    if args.html is not None and report["benchmark"] != "partonomy":
+        what = f"has a page for partonomy only, not for {report['benchmark']}"
+        raise UserError(f"--html {args.html}: {what}; use --json or --out")
     if args.out is not None:
         write_json(args.out, report)
     if args.html is not None:
@@ -53,7 +60,9 @@ def main(argv=None):
     print("\n".join(map(printable, lines(report))))
     for path in filter(None, (args.out, args.html)):
         print(f"Wrote {path}")
-    if args.html is None:
+    if args.html is None and report["benchmark"] != "partonomy":
+        print(f"Next: plum report {shlex.join(args.compare)} --out compare.html")
+    elif args.html is None:
         print(f"Next: {shlex.join(['plum', 'evaluate', '--compare', *args.compare, '--html', 'compare.html'])}")
     else:
         print(f"Next: open {args.html} in a browser")
@@ -65,10 +74,14 @@ def compare_folders(a, b, *, common=False, most=20):
     Raises:
       UserError: one is no evaluation, they are of different data and `common` is not set, or share no question.
     """
-    from plum_jax.evaluation import comparison
+    from plum_jax.evaluation import benchmark_comparison, comparison
 
     sides = [read(path) for path in (a, b)]
-    paired = comparison.pair(*(records for records, _ in sides))
+    kinds = [about["benchmark"] for _, about in sides]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{a} is an evaluation of {kinds[0]}, {b} of {kinds[1]}; give two of the same benchmark")
+    by = comparison if kinds[0] == "partonomy" else benchmark_comparison
+    paired = by.pair(*(records for records, _ in sides))
     n = len(paired.a)
     if not paired.same_data and not common:
         other = f", {paired.other_targets} have other target masks" if paired.other_targets else ""
@@ -78,6 +91,7 @@ def compare_folders(a, b, *, common=False, most=20):
     if not n:
         raise UserError(f"{a} and {b} share no scored question; evaluate both on the same question file")
     return {
+        "benchmark": kinds[0],
         "a": sides[0][1],
         "b": sides[1][1],
         "n_instances": n,
@@ -88,8 +102,8 @@ def compare_folders(a, b, *, common=False, most=20):
             "other_targets": paired.other_targets,
             "skipped": paired.skipped,
         },
-        "question_types": comparison.compare(paired),
-        "cases": comparison.cases(paired, most),
+        "question_types": by.compare(paired),
+        "cases": by.cases(paired, most),
         "version": __version__,
         "command": " ".join(sys.argv),
     }
@@ -99,38 +113,44 @@ def read(path):
     """An evaluation folder or its instances.jsonl -> ([record], {"path", "data", "checkpoint"}). UserError if neither."""
     path = Path(path)
     file = path / "instances.jsonl" if path.is_dir() else path
+    found = _results(file.with_name("results.json"))
+    benchmark = found.get("benchmark") or "partonomy"
     records = []
     try:
         with open(file, "rb") as source:
             for number, line in enumerate(source, 1):
                 if line.strip():
-                    records.append(_record(line, f"{file}: line {number}"))
+                    records.append(_record(line, f"{file}: line {number}", benchmark))
     except OSError as error:
         fix = "give a folder that plum evaluate or plum score wrote, or its instances.jsonl"
         raise UserError(f"{file}: cannot be read ({error.strerror}); {fix}") from error
     if not records:
         raise UserError(f"{file}: holds no question; give a folder that plum evaluate or plum score wrote")
-    results = file.with_name("results.json")
-    found = {}
-    if results.is_file():
-        try:
-            found = json.loads(results.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{results}: not readable as JSON ({error}); evaluate again") from error
-    found = found if isinstance(found, dict) else {}
-    return records, {"path": str(path), **{key: found.get(key) for key in ("checkpoint", "data")}}
+    return records, {"path": str(path), "benchmark": benchmark, **{key: found.get(key) for key in ("checkpoint", "data")}}
 
 
-def _record(line, where):
+def _results(path):
+    """results.json as a dictionary; {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); evaluate again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _record(line, where, benchmark):
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not readable as JSON; evaluate or score again") from error
-    wanted = FIELDS if isinstance(record, dict) and "skipped" in record else FIELDS + SCORED
+    skipped = isinstance(record, dict) and "skipped" in record
+    wanted = (FIELDS if skipped else FIELDS + SCORED) if benchmark == "partonomy" else OF_BENCHMARKS
     missing = next((key for key in wanted if not isinstance(record, dict) or key not in record), None)
     if missing is not None:
         raise UserError(
-            f"{where}: is no scored PARTONOMY question, it has no {missing}; give an instances.jsonl of plum evaluate"
+            f"{where}: is no scored question of {benchmark}, it has no {missing}; give an instances.jsonl of plum evaluate"
         )
     return record
 
@@ -138,12 +158,15 @@ def _record(line, where):
 def lines(report):
     """The comparison as text."""
     counts = report["counts"]
+    n_questions, n_images = console.counted(report["n_instances"], "question"), console.counted(report["n_images"], "image")
     out = [f"A  {report['a']['path']}", f"B  {report['b']['path']}"]
-    out.append(f"{report['n_instances']} questions about {report['n_images']} images, in percent; * interval without 0")
+    out.append(f"{n_questions} about {n_images}, in percent; * interval without 0")
     for name, what in (("only_a", "only in A"), ("only_b", "only in B"), ("other_targets", "with other target masks")):
         if counts[name]:
-            out.append(f"left out: {counts[name]} questions {what}")
-    out += [f"left out: {n} questions, {reason.replace('_', ' ')}" for reason, n in counts["skipped"].items()]
+            out.append(f"left out: {console.counted(counts[name], 'question')} {what}")
+    out += [
+        f"left out: {console.counted(n, 'question')}, {reason.replace('_', ' ')}" for reason, n in counts["skipped"].items()
+    ]
     for kind, protocols in report["question_types"].items():
         for protocol, metrics in protocols.items():
             heads = f"{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':>16} {'better':>7} {'worse':>7} {'equal':>7}"

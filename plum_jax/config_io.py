@@ -8,12 +8,20 @@ import traceback
 from pathlib import Path
 
 from plum_jax.errors import UserError
+from plum_jax.switches import SWITCHES
 
 # Keys that may change between two runs of one folder: they alter how the work is done, or how much of it, not what it is.
 RESUMABLE = (
     "train.", "mesh.", "eval.", "vqa.", "checkpoint.", "data.workers", "data.cache", "data.folder", "data.root",
-    "data.micro_batches", "base",
+    "data.micro_batches", "model.remat", "base",
 )  # fmt: skip
+# Keys that were added later, with the value that stands for what the program did before: a run folder without them has it.
+# The switches are such keys too, with their defaults.
+ADDED = {
+    **{name: values[0] for name, values in SWITCHES.items()},
+    "data.sources": (), "model.grounding": "span", "model.llama.int8": False, "model.logits_dtype": "float32",
+    "model.projector": "linear",
+}  # fmt: skip
 ANY_LENGTH = {  # tuples whose length is a choice
     "model.sam.global_blocks": int, "data.sources": dict, "data.grounded": int, "eval.text_sources": dict,
     "eval.question_types": str,
@@ -203,11 +211,8 @@ def _tuples(value):
 
 
 def differences(config, other, ignore=RESUMABLE):
-    """Sorted names of the keys whose values differ, except those that start with one of `ignore`."""
+    """Sorted names of the keys whose values differ, except those that start with one of `ignore`; ADDED ones may be missing."""
     a, b = flatten(_tuples(json.loads(config.to_json_best_effort()))), flatten(_tuples(json.loads(other.to_json_best_effort())))
     missing = object()
-    return [
-        key
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key, missing) != b.get(key, missing) and not key.startswith(tuple(ignore))
-    ]
+    a, b = ({**{key: ADDED.get(key, missing) for key in a.keys() | b.keys()}, **flat} for flat in (a, b))
+    return [key for key in sorted(a) if a[key] != b[key] and not key.startswith(tuple(ignore))]

@@ -5,6 +5,7 @@ import sys
 import time
 
 from plum_jax.errors import UserError
+from plum_jax.paths import check_bucket, check_local, is_remote
 from plum_jax.run_record import versions
 
 LINE_SECONDS = 5.0  # between two progress lines where there is no terminal
@@ -28,10 +29,17 @@ def header(command, out=None, *, device=True, stream=None):
     stream.flush()
 
 
-def check_out(path):
-    """UserError when `path` cannot become, or is not, an output folder that takes files. Creates nothing."""
+def check_out(path, *, remote=False):
+    """UserError when `path` cannot become, or is not, an output folder that takes files. Creates nothing.
+
+    `remote`: whether the command can write to a bucket.
+    """
     if not str(path):
         raise UserError("the output folder is an empty text; name a folder")
+    if remote and is_remote(path):
+        check_bucket(path)
+        return
+    check_local(path, f"write to one and copy it with gcloud storage cp -r FOLDER {path}")
     place = os.path.abspath(path)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
@@ -120,6 +128,19 @@ class Progress:
 def progress(items=None, total=None, label="", unit="it"):
     """`Progress` in the shape of tqdm: iterate over what it returns, or call `.update(n, **values)`."""
     return Progress(items, total=total, label=label, unit=unit)
+
+
+def only_first(max_images):
+    """A line below a table that is not about all images of its split; "" where it is."""
+    if max_images is None:
+        return ""
+    first = "first image" if max_images == 1 else f"first {max_images:,} images"
+    return f"\nOnly the {first} of the split (--max-images)"
+
+
+def counted(number, noun):
+    """'1 image', '2,000 images'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def size(number):

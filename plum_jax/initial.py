@@ -15,6 +15,7 @@ from plum_jax.config_io import apply_override, flatten, load_config
 from plum_jax.errors import UserError
 from plum_jax.models import plum
 from plum_jax.params import INT8_SCALES, partition
+from plum_jax.paths import fetched
 from plum_jax.quantize import quantize_weight
 
 ADAPTERS = ("llama.lora_rank", "llama.lora_alpha")
@@ -67,7 +68,7 @@ def tokenizer_of(config):
         raise UserError(
             "config.tokenizer: is empty; give a tokenizer folder, the word tiny, or base weights: --config.base=DIR"
         )
-    tokenizer = load_tokenizer(config.tokenizer or f"{config.base}/tokenizer")
+    tokenizer = load_tokenizer(fetched(config.tokenizer or f"{config.base}/tokenizer"))
     if config.model.get("grounding", "span") == "seg_token":
         tokenizer.add_tokens([SEG], special_tokens=True)
     return tokenizer
@@ -84,11 +85,25 @@ def open_base_of(config):
     return base
 
 
-def load_initial(config, shardings, *, paths=None):
-    """Parameters at step 0.
+def initial_shapes(config, shardings, *, paths=None):
+    """Shapes, types and places of the parameters at step 0: {path: ShapeDtypeStruct}, as `load_initial` makes them.
 
     Trainable parameters are float32. Frozen ones keep the type in which the base stores them; without a base they have
     that of the activations. With `model.llama.int8` the frozen weights that it names are quantised, whatever their source.
+    """
+    base = open_base_of(config)
+    _, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
+    trainable = flatten_dict(partition(abstract, config.trainable)[0], sep="/")
+    flat, places = flatten_dict(abstract, sep="/"), flatten_dict(shardings, sep="/")
+    wanted = {}
+    for path in flat if paths is None else paths:
+        dtype = jnp.dtype(jnp.float32 if path in trainable else _frozen_dtype(path, flat[path].dtype, config, base))
+        wanted[path] = jax.ShapeDtypeStruct(flat[path].shape, dtype, sharding=places[path])
+    return wanted
+
+
+def load_initial(config, shardings, *, paths=None):
+    """Parameters at step 0, of the types of `initial_shapes`.
 
     Args:
       config: the whole config.
@@ -101,14 +116,8 @@ def load_initial(config, shardings, *, paths=None):
     Raises:
       UserError: the base is missing, damaged, or of other sizes.
     """
-    base = open_base_of(config)
-    _, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
-    trainable = flatten_dict(partition(abstract, config.trainable)[0], sep="/")
-    flat, places = flatten_dict(abstract, sep="/"), flatten_dict(shardings, sep="/")
-    wanted = {}
-    for path in flat if paths is None else paths:
-        dtype = jnp.dtype(jnp.float32 if path in trainable else _frozen_dtype(path, flat[path].dtype, config, base))
-        wanted[path] = jax.ShapeDtypeStruct(flat[path].shape, dtype, sharding=places[path])
+    base, places = open_base_of(config), flatten_dict(shardings, sep="/")
+    wanted = initial_shapes(config, shardings, paths=paths)
     stored = {p: x for p, x in wanted.items() if base is not None and p in base.about["parameters"]}
     small = [p for p, x in stored.items() if x.dtype == jnp.int8]
     found = {p: x for p, x in _quantized(base, small, places).items() if p in wanted}
@@ -178,8 +187,8 @@ def check_loaded(base, params):
     take = functools.partial(_chosen_layers, base, config, flat) if int8 else flat.get
     file = base.folder / "check.npz"
     try:
-        with np.load(file) as opened:
-            stored = dict(opened)
+        with file.open("rb") as opened:
+            stored = dict(np.load(opened))
     except Exception as error:  # OSError, or what zipfile, zlib and NumPy raise for damage
         raise UserError(f"{file}: is missing or damaged ({type(error).__name__}); put it back or convert again") from error
     found = selfcheck.outputs(config, missing, {path: take(path) for path in paths}, chosen=int8)

@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from plum_jax import base as base_weights
-from plum_jax import initial
-from plum_jax.checkpoint import checkpoint_folder, steps_in
+from plum_jax import initial, seal
+from plum_jax.checkpoint import checkpoint_folder, read_config, steps_in
 from plum_jax.config_io import config_from_json
 from plum_jax.errors import UserError
 from plum_jax.models import plum
@@ -103,7 +103,7 @@ def _open_run(path, base, which="last"):
     """-> (checkpoint folder, its config, {path: shape} of what the disk holds)."""
     folder = checkpoint_folder(path, which)
     try:
-        config = config_from_json(ocp.load_checkpointables(folder, dict(config=None))["config"])
+        config = config_from_json(read_config(folder)[0])
         written = flatten_dict(ocp.checkpointables_metadata(folder).metadata["state"]["params"], sep="/")
     except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files; --debug shows it
         raise _damaged(folder) from error
@@ -148,9 +148,12 @@ def _load_trained(folder, config, written):
     try:
         with context:
             params = ocp.load_checkpointables(folder, dict(state=dict(params=target)))["state"]["params"]
+        sealed = read_config(folder)[1]
+        if sealed:
+            seal.check_arrays(sealed, dict(params=params))
     except Exception as error:  # whatever Orbax, TensorStore or JSON raise for damaged files; --debug shows it
         raise _damaged(folder) from error
-    # Orbax keeps checksums of its index, not of the arrays: damage there that leaves finite numbers is not found.
+    # Checkpoints from before there were seals: damage that leaves finite numbers is not found in them.
     if not all(jax.tree.leaves(jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params))):
         raise _damaged(folder)
     return params, frozen

@@ -5,21 +5,27 @@ import time
 
 import jax
 
+from plum_jax.train_step import SKIPPED
+
 AHEAD = 2  # steps that may be under way while the host prepares the next: enough to keep a device busy, bounded in memory
 
 
 class StepMetrics:
     """Collects the (sum, weight) pairs of every step and hands their means to `write` every `log_every` steps.
 
-    A row for step s is written when step s + AHEAD has been started; `flush` writes what is left.
+    A row for step s is written when step s + AHEAD has been started; `flush` writes what is left. A step that made no update,
+    because its loss or gradient was not finite, has no part in any mean; the row counts such steps as `skipped_steps`.
 
     Args:
       write: called as write(step, {name: float}).
       images: global batch, for images_per_second.
+      start: steps that earlier runs made and checked.
+      left_out: called as left_out(step, sums on the host) for a step that made no update; it raises where the run has to stop.
     """
 
-    def __init__(self, write, *, log_every, images):
-        self.write, self.log_every, self.images = write, log_every, images
+    def __init__(self, write, *, log_every, images, left_out, start=0):
+        self.write, self.log_every, self.images, self.left_out = write, log_every, images, left_out
+        self.checked = start  # the newest step that is known to have made an update, or to have been left out
         self.window = []  # (step, {name: (sum, weight)} on the device, seconds waited for data)
         self.read_at = time.monotonic()
         self.latest = {}
@@ -31,6 +37,7 @@ class StepMetrics:
         for at, older, _ in self.window:
             if at == finished:
                 jax.block_until_ready(older)
+        self._check(finished)
         if finished % self.log_every == 0:
             self._read(finished)
 
@@ -44,16 +51,42 @@ class StepMetrics:
             newest = self.window[-1][0]
             due = [step for step, _, _ in self.window if step % self.log_every == 0]
             if not due and not last:
-                self._means([sums for _, sums, _ in self.window], self.window[0][0])
+                self._check(newest)
                 return
             self._read(due[0] if due else newest)
 
+    def window_json(self):
+        """What `flush` left, the row that is under way, as a JSON value: a later run goes on with it through `go_on`.
+
+        Its numbers are float32, which JSON keeps exactly: a row that a kill cut in two has the means of a whole one.
+        """
+        steps = [(step, jax.device_get(sums), waited) for step, sums, waited in self.window]
+        rows = [[step, {k: [float(x) for x in pair] for k, pair in sums.items()}, waited] for step, sums, waited in steps]
+        return {"rows": rows, "seconds": time.monotonic() - self.read_at}
+
+    def go_on(self, window):
+        """Takes over a `window_json`, {} for none."""
+        self.window = [tuple(row) for row in window.get("rows", ())]
+        self.read_at = time.monotonic() - window.get("seconds", 0.0)
+
+    def _check(self, last):
+        """Tells `left_out` about the steps up to `last` that made no update, and takes their numbers out of the means."""
+        for place, (step, sums, waited) in enumerate(self.window):
+            if self.checked < step <= last:
+                self.checked = step
+                if jax.device_get(sums[SKIPPED][0]):
+                    sums = jax.device_get(sums)
+                    nothing = dict.fromkeys(sums, (0.0, 0.0))
+                    self.window[place] = (step, {**nothing, SKIPPED: (1.0, 1.0)}, waited)
+                    self.left_out(step, sums)
+
     def _read(self, last):
+        self._check(last)
         rows = [row for row in self.window if row[0] <= last]
         if not rows:
             return
         self.window = [row for row in self.window if row[0] > last]
-        means = self._means([sums for _, sums, _ in rows], rows[0][0])
+        means = _means(jax.device_get([sums for _, sums, _ in rows]))
         now = time.monotonic()
         seconds, self.read_at = now - self.read_at, now
         self.latest = {
@@ -63,18 +96,11 @@ class StepMetrics:
         }
         self.write(last, self.latest)
 
-    def _means(self, sums, first):
-        """Weighted means over steps; a metric that no step weighs (a batch without spans) is nan.
 
-        Raises:
-          FloatingPointError: the first step whose loss is not finite.
-        """
-        sums = jax.device_get(sums)
-        for offset, pairs in enumerate(sums):
-            if not math.isfinite(pairs["loss"][0]):
-                raise FloatingPointError(f"the loss is {pairs['loss'][0]} at step {first + offset}; lower --config.optim.lr")
-        means = {}
-        for name in sorted(sums[0]):
-            weight = sum(float(pairs[name][1]) for pairs in sums)
-            means[name] = sum(float(pairs[name][0]) for pairs in sums) / weight if weight else math.nan
-        return means
+def _means(sums):
+    """Weighted means over steps; a metric that no step weighs (a batch without spans) is nan. SKIPPED is a count."""
+    means = {}
+    for name in sorted(sums[0]):
+        total, weight = (sum(float(pairs[name][i]) for pairs in sums) for i in (0, 1))
+        means[name] = total if name == SKIPPED else total / weight if weight else math.nan
+    return means

@@ -53,7 +53,8 @@ def _lock(lock, partial, out):
 
 @contextlib.contextmanager
 def _terminated_as_exit():
-    if threading.current_thread() is not threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not ours:  # another thread, or a training loop that hears the signal itself
         yield
         return
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -9,7 +9,8 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
+
+from plum_jax.paths import as_path, files_below, write_whole
 
 PACKAGES = (
     "plum_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "pycocotools", "tokenizers",
@@ -28,12 +29,11 @@ def versions():
 
 def sha256_of(path):
     """Hexadecimal SHA-256 of a file, or of a folder: of its sorted "hash  path" lines, in the form that sha256sum prints."""
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
-        files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        lines = "".join(f"{sha256_of(path / name)}  {name}\n" for name in files)
+        lines = "".join(f"{sha256_of(path / name)}  {name}\n" for name in files_below(path))
         return hashlib.sha256(lines.encode()).hexdigest()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -44,20 +44,30 @@ def write_json(path, value):
 
 
 def write_text(path, text):
-    """Writes a file under a temporary name in the same folder, then renames: a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a file as a whole: a reader never sees half of it."""
+    write_whole(path, text.encode())
+
+
+def remove_leftovers(folder):
+    """Removes the temporary files that `write_text` left in a folder when it was killed."""
+    for path in as_path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def mark_stopped(folder, status):
+    """Writes into run.json how a run ended that could not write it itself."""
+    path = as_path(folder) / "run.json"
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    if facts["status"] == "running":
+        write_json(path, {**facts, "status": status, "finished": _now()})
 
 
 def _plain(value):
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -76,7 +86,7 @@ class RunRecord:
 
     def __init__(self, out, command, config=None, *, write=True):
         """`config`: ConfigDict, dictionary or None. `write=False` on all hosts but the first: one file, one writer."""
-        self.path, self.write_file, self.began = Path(out) / "run.json", write, time.monotonic()
+        self.path, self.write_file, self.began = as_path(out) / "run.json", write, time.monotonic()
         self.seconds = {}
         self.facts = {
             "command": command,
@@ -102,11 +112,12 @@ class RunRecord:
         if error is not None and not stopped:
             self.facts["error"] = f"{kind.__name__}: {error}"
         self.seconds["total"] = round(time.monotonic() - self.began, 3)
-        self._write()
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():  # the error is what is told
+            self._write()
 
     def input(self, name, path):
         """Records the path and hash of an input; a missing path is recorded with a null hash."""
-        path = Path(path)
+        path = as_path(path)
         self.facts["inputs"][name] = {"path": str(path), "sha256": sha256_of(path) if path.exists() else None}
 
     @contextlib.contextmanager

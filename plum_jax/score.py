@@ -10,6 +10,7 @@ from pathlib import Path
 
 from plum_jax import __version__, cli, console
 from plum_jax.errors import UserError
+from plum_jax.evaluation.part_names import add_synonyms_flag, synonyms_of
 from plum_jax.run_record import RunRecord, sha256_of, write_json
 
 MEASURE_HELP = "which of choice_scores chooses end to end (default: answer_mean, or the only one there is)"
@@ -31,6 +32,7 @@ def main(argv=None):
     add("--measure", metavar="NAME", help=MEASURE_HELP)
     add("--tie", choices=("wrong", "first"), default="wrong", help="end to end, of equal best scores (default wrong)")
     add("--empty-union", choices=("one", "zero", "skip"), default="one", help="IoU of two empty masks (default one)")
+    add_synonyms_flag(parser)
     add("--json", action="store_true", help="print results.json and nothing else")
     args = parser.parse_args(argv)
     if args.out is not None:
@@ -38,7 +40,7 @@ def main(argv=None):
     types = None if args.question_types is None else [word.strip() for word in args.question_types.split(",")]
     options = dict(
         types=types, images=args.images, ignore_missing=args.ignore_missing, measure=args.measure, tie=args.tie,
-        empty_union=args.empty_union, log=sys.stderr,
+        empty_union=args.empty_union, synonyms=args.synonyms, log=sys.stderr,
     )  # fmt: skip
     console.header("score partonomy", args.out, device=False, stream=sys.stderr if args.json else None)
     if args.out is None:
@@ -46,6 +48,8 @@ def main(argv=None):
     else:
         with RunRecord(args.out, "score") as record:
             record.input("questions", args.reference)
+            if args.synonyms is not None:
+                record.input("synonyms", args.synonyms)
             for number, path in enumerate(args.predictions):
                 record.input(f"predictions {number}", path)
             results, records = score_files(args.predictions, args.reference, **options)
@@ -65,20 +69,23 @@ def _print(results, args):
         again = shlex.join(["plum", "score", "partonomy", "--predictions", *args.predictions, "--reference", args.reference])
         print(f"Wrote nothing\nNext: {again} --out=scores")
         return
-    print(f"Wrote {Path(args.out) / 'results.json'}, instances.jsonl and run.json ({results['counts']['scored']} questions)")
+    scored = console.counted(results["counts"]["scored"], "question")
+    print(f"Wrote {Path(args.out) / 'results.json'}, instances.jsonl and run.json ({scored})")
     print(f"Next: plum report {shlex.quote(args.out)}, or plum evaluate --compare {shlex.quote(args.out)} OTHER")
 
 
 def score_files(
-    paths, reference, *, types=None, images=None, ignore_missing=False, measure=None, tie="wrong", empty_union="one", log=None
-):
+    paths, reference, *, types=None, images=None, ignore_missing=False, measure=None, tie="wrong", empty_union="one",
+    synonyms=None, log=None,
+):  # fmt: skip
     """Scores prediction files.
 
     Args:
       paths: prediction files. reference: the question file. types: only these question types.
       images: folder of the images, to compare their sizes with the masks; None: not looked at.
       ignore_missing: leave out what has no prediction instead of counting it as wrong.
-      measure, tie: the rule of the end-to-end choices. empty_union: IoU of two empty masks. log: stream for progress.
+      measure, tie: the rule of the end-to-end choices. empty_union: IoU of two empty masks.
+      synonyms: file of part names that mean the same, for what is compared by rules. log: stream for progress.
 
     Returns:
       (results.json as a dictionary, [record of instances.jsonl]).
@@ -96,14 +103,17 @@ def score_files(
     if source.is_dir():
         raise UserError(f"{source}: is a folder; give the question file in it, partonomy_qa_pairs_SPLIT.json")
     questions = read_questions(source)
+    if not questions:
+        raise UserError(f"{source}: holds no question; give the question file that the predictions are about")
+    key, synonyms = synonyms_of(synonyms)
     collected, hw = collect(paths, questions, source, bar), ImageSizes(questions, source)
     todo, counts = complete(questions, collected, hw, ignore_missing)
     todo, counts = _only(todo, counts, types, source)
     if images is not None:
         check_images(images, questions, todo, hw)
-    settings = {"mc_score": measure_of(todo, measure), "tie": tie, "empty_union": empty_union}
+    settings = {"mc_score": measure_of(todo, measure), "tie": tie, "empty_union": empty_union, "synonyms": synonyms}
     split = split_of(source) if PATTERN.match(source.name) else source.stem
-    scorer = partonomy.Scorer(split, source, settings)
+    scorer = partonomy.Scorer(split, source, settings, key)
     records = []
     for item in bar(todo, "score"):
         index = item.prediction.index

@@ -9,8 +9,8 @@ from plum_jax.errors import UserError
 from plum_jax.switches import check_switches
 
 AT_LEAST_ONE = (
-    "train.steps", "train.log_every", "train.save_every", "train.keep", "data.global_batch", "data.micro_batches",
-    "data.conversations", "data.max_tokens", "data.max_spans", "data.max_masks",
+    "train.steps", "train.log_every", "train.save_every", "train.keep", "train.max_skipped", "data.global_batch",
+    "data.micro_batches", "data.conversations", "data.max_tokens", "data.max_spans", "data.max_masks",
 )  # fmt: skip
 INT8 = 127  # spans and masks of a batch are numbered in int8
 

@@ -16,6 +16,7 @@ SWITCHES = {  # the first value is the default
     "loss.tversky_clamp": (True, False),
     "optim.schedule": ("clean", "reference_0shot", "reference_ft"),
     "optim.accumulate_dtype": ("float32", "bfloat16"),
+    "train.nonfinite": ("stop", "skip"),
     "eval.feedback": (True, False),
     "eval.span_scope": ("assistant", "all"),
     "eval.mc_score": ("answer_mean", "answer_sum", "full_mean"),

@@ -1,18 +1,20 @@
 """Training: flags -> mesh -> data -> state -> loop. Running the same command again goes on where it stopped."""
 
 import argparse
+import contextlib
 import functools
 import io
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from plum_jax import cli, console
+from plum_jax.announce import describe, memory
 from plum_jax.config_io import add_config_flag, parse_args
-from plum_jax.errors import UserError
+from plum_jax.paths import is_remote
+from plum_jax.preemption import Preemption, leave_run, saved_so_far
 from plum_jax.processes import meet, say, start_processes, sum_over_hosts
-from plum_jax.run_record import RunRecord
+from plum_jax.run_record import RunRecord, remove_leftovers
 
 
 class TrainResult(NamedTuple):
@@ -26,24 +28,39 @@ class TrainResult(NamedTuple):
 def main(argv):
     parser = argparse.ArgumentParser("plum train", description=__doc__)
     add_config_flag(parser)
-    parser.add_argument("--workdir", required=True, help="run folder; one that holds checkpoints of the same config is resumed")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="run folder, or gs://BUCKET/FOLDER; one that holds checkpoints of the same config is resumed",
+    )
     args, overrides = parse_args(parser, argv)
 
-    from data_pipelines.partonomy.opened import has_questions
-    from plum_jax.cache import enable_compilation_cache
-    from plum_jax.initial import resolve_config
+    with Preemption(functools.partial(leave_run, args.workdir)) as preemption:
+        from plum_jax.cache import enable_compilation_cache
+        from plum_jax.checkpoint import latest_step
+        from plum_jax.initial import resolve_config
 
-    start_processes()
-    enable_compilation_cache()
-    config = resolve_config(args.config, overrides)
-    result = train(config, args.workdir)
+        start_processes()
+        enable_compilation_cache()
+        config = resolve_config(args.config, overrides)
+        try:
+            result = train(config, args.workdir, preemption)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(saved_so_far(latest_step(args.workdir))) from None
     if result.preempted:
         return 0
-    say(f"Wrote {args.workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
+    _say_next(args.workdir, config, result)
+    return 0
+
+
+def _say_next(workdir, config, result):
+    from data_pipelines.partonomy.opened import has_questions
+
+    say(f"Wrote {workdir}: checkpoints/{result.step}, metrics.csv, tensorboard/, config.json, run.json")
     folder = config.data.folder if config.data.folder and has_questions(config.data.folder) else "DIR"
     split = next_split(folder)
-    say(f"Next: plum evaluate partonomy --checkpoint={args.workdir} --data={folder}{split} --out={args.workdir}/eval")
-    return 0
+    out = "eval" if is_remote(workdir) else f"{workdir}/eval"
+    say(f"Next: plum evaluate partonomy --checkpoint={workdir} --data={folder}{split} --out={out}")
 
 
 def next_split(folder):
@@ -52,15 +69,18 @@ def next_split(folder):
     return " --split=val" if found == {"val"} else ""
 
 
-def train(config, workdir):
+def train(config, workdir, preemption=None):
     """Trains until `config.train.steps` updates are made, from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      preemption: Preemption that is entered already; without it SIGTERM is waited for here, and Ctrl-C is Python's.
 
     Returns:
       TrainResult; with preempted=True after SIGTERM, which saves first.
 
     Raises:
       UserError: data, config or checkpoints are not what they should be; nothing is written then.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a loss or a gradient is not finite, and config.train.nonfinite does not say to skip such steps.
     """
     import jax
 
@@ -70,9 +90,10 @@ def train(config, workdir):
     from plum_jax.initial import tokenizer_of
     from plum_jax.settings import check_settings, check_split, check_vocabulary
     from plum_jax.sharding import make_mesh
+    from plum_jax.training_plan import open_state, plan_training
     from plum_jax.validation import check_validation, pending
 
-    console.check_out(workdir)
+    console.check_out(workdir, remote=True)
     check_settings(config)
     check_validation(config)
     config = config.copy_and_resolve_references()
@@ -88,14 +109,15 @@ def train(config, workdir):
     words = ["background", *([] if mixed else source.parts)]  # of the patch loss
     first = jax.process_index() == 0
     with jax.set_mesh(mesh):
-        plan = _plan(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
+        plan = plan_training(config, mesh, [tokenizer(word, add_special_tokens=False).input_ids for word in words])
         data = _Data.open(config, tokenizer, source, checkpoint.latest_step(workdir))
         if first:
             console.header("train", workdir)
         meet("opened")
         with checkpoint.open_checkpoints(workdir, config) as checkpointer:
-            state, frozen, start = _state(plan, config, mesh, checkpointer)
+            state, frozen, start = open_state(plan, config, mesh, checkpointer)
             if first:
+                remove_leftovers(workdir)
                 checkpoint.write_config(workdir, config)
             agreement.check_shared(f"{workdir}/config.json")
             if start:
@@ -115,7 +137,9 @@ def train(config, workdir):
                     _validate(run, start, state)
                 if start >= config.train.steps:
                     return TrainResult(start, 0.0, 0.0, {}, False)
-                return _loop(run, state, start, data if data.start == start else data.open(config, tokenizer, source, start))
+                data = data if data.start == start else data.open(config, tokenizer, source, start)
+                with contextlib.nullcontext(preemption) if preemption else Preemption() as stopping:
+                    return _loop(run, state, start, data, stopping)
 
 
 class _Data(NamedTuple):
@@ -136,79 +160,6 @@ class _Data(NamedTuple):
         return cls(start, next(stream), stream)
 
 
-class _Plan(NamedTuple):
-    """What the config decides alone: no array is allocated yet."""
-
-    abstract: dict  # shapes of all parameters
-    shapes: object  # TrainState of shapes
-    sharding: object  # TrainState of shardings
-    init: object  # trainable parameters -> TrainState
-    step_fn: object  # (state, frozen, batches, key) -> (state, metric sums)
-    rates: object  # float[steps], learning rate of every update
-    parameters: int
-    trainable: int
-
-
-def _plan(config, mesh, part_words):
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from plum_jax.models import plum
-    from plum_jax.objective import make_loss
-    from plum_jax.optim import make_optimizer
-    from plum_jax.params import count, partition
-    from plum_jax.settings import check_gradients
-    from plum_jax.sharding import tree_sharding
-    from plum_jax.switches import switch
-    from plum_jax.train_step import init_state, make_train_step
-
-    graphdef, abstract = plum.build(plum.PlumConfig.from_dict(config.model))
-    trainable, _ = partition(abstract, config.trainable)
-    if not trainable:
-        raise UserError(f"config.trainable: {config.trainable!r} matches no parameter; use a regular expression on their paths")
-    check_gradients(config, trainable)
-    tx, schedule = make_optimizer(config.optim, config.train.steps)
-    init = functools.partial(init_state, tx=tx)
-    shapes = jax.eval_shape(init, trainable)
-    sharding = tree_sharding(shapes, mesh)
-    length = max(map(len, part_words))
-    part_tokens = np.array([ids + [-1] * (length - len(ids)) for ids in part_words], np.int32)
-    loss_fn, totals = make_loss(graphdef, config, part_tokens)
-    accumulate_dtype = switch(config.optim, "optim.accumulate_dtype")
-    step_fn = make_train_step(loss_fn, totals, tx, sharding, accumulate_dtype=accumulate_dtype)
-    rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.train.steps)))
-    return _Plan(abstract, shapes, sharding, init, step_fn, rates, count(abstract), count(trainable))
-
-
-def _state(plan, config, mesh, checkpointer):
-    """-> (TrainState on the mesh, frozen parameters, step): the newest checkpoint's, or step 0 from the seed."""
-    import jax
-    from flax.traverse_util import flatten_dict
-
-    from plum_jax import checkpoint
-    from plum_jax.base import PARTS
-    from plum_jax.initial import check_loaded, load_initial, open_base_of, random_parts
-    from plum_jax.params import partition
-    from plum_jax.sharding import tree_sharding
-    from plum_jax.train_step import TrainState
-
-    restored, start = checkpoint.restore(checkpointer, plan.shapes, plan.sharding, config)
-    shardings = tree_sharding(plan.abstract, mesh)
-    _, frozen = partition(plan.abstract, config.trainable)
-    if restored is not None:
-        frozen = load_initial(config, shardings, paths=flatten_dict(frozen, sep="/")) if frozen else frozen
-        return TrainState(**restored), frozen, start
-    params = load_initial(config, shardings)
-    base = open_base_of(config)
-    if base is not None:
-        check_loaded(base, params)
-        for part in random_parts(config):
-            say(f"  {PARTS[part]} starts random")
-    trainable, frozen = partition(params, config.trainable)
-    return jax.jit(plan.init, out_shardings=plan.sharding)(trainable), frozen, 0
-
-
 class _Run(NamedTuple):
     """What stays the same during the loop."""
 
@@ -217,7 +168,7 @@ class _Run(NamedTuple):
     mesh: object
     tokenizer: object
     source: object
-    plan: _Plan
+    plan: object  # TrainingPlan
     frozen: dict
     checkpointer: object
     record: RunRecord
@@ -236,39 +187,49 @@ class _Run(NamedTuple):
         return cls(*given, logger, Validation(config, workdir, tokenizer, mesh, frozen, logger))
 
 
-def _loop(run, state, start, data):
+def _loop(run, state, start, data, preemption):
     """Makes the updates that are left. The host runs at most `metrics.AHEAD` steps ahead of the device."""
     import jax
 
+    from plum_jax.checkpoint import read_window
     from plum_jax.metrics import StepMetrics
-    from plum_jax.preemption import Preemption
+    from plum_jax.nonfinite import Guard
     from plum_jax.sharding import put_batch
 
     config, steps, first = run.config, run.config.train.steps, jax.process_index() == 0
     if first:
-        _describe(run, data.first, steps - start)
-    key, arrays = jax.random.key(config.seed), put_batch(data.first, run.mesh, config.data.micro_batches)
+        describe(run, data.first, steps - start)
+    batch, key = data.first, jax.random.key(config.seed)
+    arrays = put_batch(batch, run.mesh, config.data.micro_batches)
     programs = {_shapes(arrays): _compile(run, state, arrays, key)}
     meet("compiled")
 
     def write(step, means):
-        run.logger.write(step, {"lr": float(run.plan.rates[step - 1]), **means})
+        run.logger.write(step, {"lr": float(run.plan.rates[guard.updates(step)]), **means})
         bar.update(0, loss=means["loss"], **{"images/s": round(means["images_per_second"], 1)})
 
-    meter = StepMetrics(write, log_every=config.train.log_every, images=config.data.global_batch)
+    guard = Guard(config, run.workdir, run.source, state, start)
+    meter = StepMetrics(
+        write, log_every=config.train.log_every, images=config.data.global_batch, left_out=guard.left_out, start=start
+    )
+    if start:
+        meter.go_on(read_window(run.workdir, start))
     bar = console.Progress(total=steps, label="train", unit="step", start=start, stream=None if first else io.StringIO())
     began, waited, paused = time.monotonic(), 0.0, 0.0
-    with bar, Preemption() as preemption:
+    with contextlib.closing(run.logger), bar, preemption.steps():
         for step in range(start + 1, steps + 1):
             if _shapes(arrays) not in programs:
                 programs[_shapes(arrays)] = _compile(run, state, arrays, key, again=True)
             state, sums = programs[_shapes(arrays)](state, run.frozen, arrays, key)
+            guard.remember(step, batch, sums)
             meter.add(step, sums, waited)
             bar.update(1)
             stop = preemption.requested(step)
             _save(run, step, state, meter, stop)
             if run.validation.due(step) and not stop:
-                seconds = _validate(run, step, state)
+                run.checkpointer.wait()
+                with preemption.steps(False):  # it is saved: a validation that is stopped here is made up for at the next start
+                    seconds = _validate(run, step, state)
                 meter.skip(seconds)
                 paused += seconds
             if stop or step == steps:
@@ -277,26 +238,30 @@ def _loop(run, state, start, data):
             batch = next(data.rest)
             waited = time.monotonic() - asked
             arrays = put_batch(batch, run.mesh, config.data.micro_batches)
-    run.checkpointer.wait()
-    run.logger.close()
+        run.checkpointer.wait()
     _account(run, data.rest)
+    guard.account(run.record)
+    run.record.note(step_programs=len(programs))  # more than one: batches of new shapes
     return _finish(run, TrainResult(step, time.monotonic() - began - paused, 0.0, meter.latest, step < steps), start)
 
 
 def _save(run, step, state, meter, stop):
-    """Saves where the config, a validation, the end or SIGTERM ask for it, never a state whose loss is not finite."""
+    """Saves where the config, a validation, the end or SIGTERM ask for it, never a state that is not finite."""
     from plum_jax import checkpoint
+    from plum_jax.nonfinite import check_state
+    from plum_jax.sharding import replicated
 
     last, due = step == run.config.train.steps, run.validation.due(step)
     if stop or last or due or step % run.config.train.save_every == 0:
         meter.flush(last=last)
-        checkpoint.save(run.checkpointer, step, state, run.config, force=stop or last or due)
+        check_state(state, step, replicated(run.mesh))
+        run.logger.flush()
+        force = stop or last or due
+        checkpoint.save(run.checkpointer, step, state, run.config, window=meter.window_json(), force=force)
 
 
 def _validate(run, step, state):
-    """Scores a saved step and prints the line that says how well it does -> seconds. It is saved before, so a kill costs
-    the validation alone: the next start makes up for it."""
-    run.checkpointer.wait()
+    """Scores a saved step and prints the line that says how well it does -> seconds."""
     with run.record.timing("validate"):
         line, seconds = run.validation(step, state.params)
     say(line)
@@ -335,53 +300,8 @@ def _compile(run, state, arrays, key, *, again=False):
     began = time.monotonic()
     with run.record.timing("compile"):
         program = run.plan.step_fn.lower(state, run.frozen, arrays, key).compile()
-    say(f"Compiled in {console.duration(time.monotonic() - began)}; {_memory(program)}")
+    say(f"Compiled in {console.duration(time.monotonic() - began)}; {memory(program)}")
     return program
-
-
-def _memory(program):
-    """'the step needs 0.4 GB per device, 23.1 GB are free', with what to do when it does not fit."""
-    import jax
-    import psutil
-
-    used = program.memory_analysis()
-    if used is None:
-        return "this backend does not tell the memory of the step"
-    need = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    free = psutil.virtual_memory().available // len(jax.local_devices()) if limit is None else limit
-    advice = ""
-    if need > free:
-        advice = "; it will not fit: raise --config.data.micro_batches or --config.mesh.fsdp, or --config.model.remat=full"
-    return f"the step needs {console.size(need)} per device, {console.size(free)} are free{advice}"
-
-
-def _describe(run, batch, steps):
-    """Prints the model, the mesh, the batch and three prompts."""
-    config, plan, sizes = run.config, run.plan, run.mesh.shape
-    share = 100 * plan.trainable / plan.parameters
-    print(f"  model     {plan.parameters:,} parameters, {plan.trainable:,} trainable ({share:.1f} %)")
-    print(f"  mesh      {', '.join(f'{name} {size}' for name, size in sizes.items())}: {run.mesh.size} devices")
-    conversations, micro = config.data.conversations, config.data.micro_batches
-    print(
-        f"  batch     {config.data.global_batch} images x {conversations} conversations in {micro} micro-batches; {steps} steps"
-    )
-    print("  prompts, as the model sees them:")
-    for text in prompts(batch, run.tokenizer, 3):
-        print(f"    {text!r}")
-    sys.stdout.flush()
-
-
-def prompts(batch, tokenizer, count):
-    """The first conversations of a batch as text, with <image> where the image features go."""
-    texts = []
-    for row in range(min(count, len(batch.tokens))):
-        tokens = batch.tokens[row, 0][batch.token_valid[row, 0]].tolist()
-        at = int(batch.image_position[row, 0])
-        pieces = [tokens] if at < 0 else [tokens[:at], tokens[at + 1 :]]
-        texts.append("<image>".join(tokenizer.decode(piece) for piece in pieces))
-    return texts
 
 
 if __name__ == "__main__":

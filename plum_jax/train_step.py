@@ -9,6 +9,8 @@ import optax
 
 from plum_jax.precision import rounded
 
+SKIPPED, LEAVES = "skipped_steps", "nonfinite_leaves"  # metrics of a step: 1 if it made no update; bool for each parameter
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -42,11 +44,15 @@ def make_train_step(loss_fn, count, tx, state_sharding=None, *, accumulate_dtype
       accumulate_dtype: of the sum of gradients over micro-batches; "bfloat16" also rounds each of them, as a bf16 run of
         the reference does (M 7.3, M D14).
 
-    Returns:
-      (state, frozen, batches, key) -> (state, metric sums). The state is donated.
-    """
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were, and counts as a step: the
+    metric SKIPPED is 1 then, and LEAVES says whose gradients were wrong, in the order of the parameters' leaves.
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_sharding, None))
+    Returns:
+      (state, frozen, batches, key) -> (state, {metric: (sum, weight)}). The state is donated.
+    """
+    everywhere = None if state_sharding is None else state_sharding.step  # metrics are the same on all devices
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_sharding, everywhere))
     def train_step(state, frozen, batches, key):
         totals = count(batches)
         keys = jax.random.split(jax.random.fold_in(key, state.step), jax.tree.leaves(batches)[0].shape[0])
@@ -58,8 +64,15 @@ def make_train_step(loss_fn, count, tx, state_sharding=None, *, accumulate_dtype
 
         grads, sums = sum_over(gradient, (batches, keys))
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
+        norm = optax.tree.norm(grads)
+        fine = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), sums
+        new, old = (optax.apply_updates(state.params, updates), opt_state), (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+        sums["grad_norm"] = (norm, jnp.ones(()))
+        sums[SKIPPED] = (1 - fine.astype(jnp.float32), jnp.ones(()))
+        sums[LEAVES] = (~jnp.isfinite(squares), jnp.ones(()))
+        return TrainState(state.step + 1, params, opt_state), sums
 
     return train_step

@@ -8,11 +8,11 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from plum_jax.errors import UserError
 from plum_jax.logger import SPARSE, read_metrics
+from plum_jax.paths import Mirror, absolute, as_path
 
 MASKS = {  # metric -> its name in the line that is printed
     "gmiou_macro": "gmIoU", "gmiou_micro": "per mask", "gmiou_macro_published": "published", "false_mask_rate": "false",
@@ -119,7 +119,7 @@ class Validation:
     """
 
     def __init__(self, config, workdir, tokenizer, mesh, frozen, logger):
-        self.config, self.workdir, self.tokenizer = config, Path(workdir), tokenizer
+        self.config, self.workdir, self.tokenizer = config, as_path(workdir), tokenizer
         self.frozen, self.logger, self.settings = frozen, logger, settings_of(config)
         self.text = TextLoss(config, tokenizer, mesh) if self.settings.every and self.settings.text else None
 
@@ -167,7 +167,7 @@ class Validation:
         from plum_jax.run_record import sha256_of, write_json
 
         s, out = self.settings, self.workdir / "eval" / str(step) / FOLDER
-        checkpoint = self.workdir.absolute() / "checkpoints" / str(step)
+        checkpoint = absolute(self.workdir) / "checkpoints" / str(step)
         asked = {
             "checkpoint": sha256_of(checkpoint),
             "questions": sha256_of(question_path(s.folder, s.split)),
@@ -177,11 +177,13 @@ class Validation:
             results = _read(out / "results.json")
             return results["summary"], results["counts"]
         loaded = LoadedModel(self.config, params, self.tokenizer, str(checkpoint), asked["checkpoint"], step)
+        mirror = Mirror(out)
         results = evaluate_folder(
-            Model(loaded, calibrate=False), s.folder, s.split, out, question_types=list(s.question_types) or None,
+            Model(loaded, calibrate=False), s.folder, s.split, mirror.local, question_types=list(s.question_types) or None,
             max_images=s.images or None, log=sys.stderr, changed="restart",
         )  # fmt: skip
-        write_json(out / "asked.json", asked)
+        write_json(mirror.local / "asked.json", asked)
+        mirror.close()
         return results["summary"], results["counts"]
 
 

@@ -9,8 +9,9 @@ from flax.traverse_util import flatten_dict
 from model_fixtures import random_params, small_config
 
 from data_pipelines.tokenizer import ASSETS
-from plum_jax.convert.keys import POOLER_COPIES, SAM, rules
+from plum_jax.convert.keys import POOLER_COPIES, SAM
 from plum_jax.models.plum import PlumConfig, build
+from tests.reference.published_names import tensors_of
 
 CLIP_LAYERS = 2  # of which the language model sees the first
 
@@ -32,17 +33,6 @@ def parameters(config, seed=0):
     flat["llama/embed"][config.llama.vocab_size :] = 0
     flat["llama/lm_head/kernel"][:, config.llama.vocab_size :] = 0
     return flat
-
-
-def tensors_of(config, flat):
-    """{path: array} of ours -> {PyTorch name: array}; packed pieces are joined, the vocabulary is not padded."""
-    pieces = {}
-    for rule in rules(config):
-        for layer, name in rule.items():
-            array = rule.to_torch(flat[rule.path] if layer is None else flat[rule.path][layer])
-            array = array[: config.llama.vocab_size] if rule.vocabulary else array
-            pieces.setdefault(name, {})[rule.piece[0]] = array
-    return {name: np.ascontiguousarray(np.concatenate([found[i] for i in sorted(found)])) for name, found in pieces.items()}
 
 
 def with_copies(tensors):

@@ -138,7 +138,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_files(refer, model, tmp_path,
     assert (tmp_path / "predictions.jsonl").read_bytes() == whole
     assert again["protocols"] == results["protocols"]
     questions = (tmp_path / "questions.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"predictions.jsonl: holds a run with another questions; give another --out"):
+    with pytest.raises(UserError, match=r"predictions.jsonl: holds a run that differs in questions; give another --out"):
         evaluated(model, "refer", tmp_path, *argv, "--max-images", 1)
     assert (tmp_path / "questions.jsonl").read_bytes() == questions and not list(tmp_path.glob(".*"))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from plum_jax import cli, coco
+from plum_jax.errors import UserError
 from plum_jax.evaluation import benchmark_score
 from plum_jax.evaluation.answered import Settings
 from plum_jax.evaluation.asked import write_questions
@@ -111,6 +112,7 @@ def test_polygons_and_plain_run_lengths_are_masks_too(tmp_path, grefcoco):
         (lambda e: e.update(answer={"text": "a"}), r"has answer, mask; give one of"),
         (lambda e: e.update(answers={"own": {}}) or e.pop("mask"), r"answers is .*gt_answer_gt_spans and generated"),
         (lambda e: e.update(id=1), r"\$.id is 1"),
+        (lambda e: e.update(id=["a"]), r"\$.id is \[\"a\"\], which is no question"),
     ],
 )
 def test_faults_name_line_and_field(tmp_path, grefcoco, change, message):
@@ -119,6 +121,41 @@ def test_faults_name_line_and_field(tmp_path, grefcoco, change, message):
     change(entries[0])
     with pytest.raises(Exception, match=message):
         scored("refer", written(tmp_path / "p.jsonl", entries), path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"target": {"size": [3], "counts": "11"}}, "line 1: target is not a mask in run lengths"),
+        ({"target": {"size": [40, 60], "counts": "~~~"}}, "line 1: target is not a mask in run lengths"),
+        ({"groups": [{}]}, r"line 1: groups is \[{}\]; give a list of texts"),
+        ({"id": [5]}, r"line 1: id is \[5\]; give a text"),
+        ({"kind": "words", "references": []}, "line 1: is a question for words without references"),
+        ({"kind": "words", "references": ["a"]}, "has the kind words, which refer does not have"),
+    ],
+)
+def test_faults_of_the_questions_name_their_file(tmp_path, grefcoco, change, message):
+    path, questions = grefcoco
+    first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text(json.dumps({**json.loads(first), **change}) + "\n" + "".join(others), encoding="utf-8")
+    with pytest.raises(UserError, match=f"questions.jsonl: .*{message}"):
+        scored("refer", written(tmp_path / "p.jsonl", perfect(questions)), path)
+
+
+def test_questions_alone_leave_the_files_of_a_run_alone(tmp_path, capsys):
+    fixtures.refer(tmp_path)
+    out = tmp_path / "out"
+    argv = ["evaluate", "refer", f"--data={tmp_path}", "--dataset=grefcoco", f"--out={out}", "--questions-only"]
+    assert cli.main(argv) == 0
+    held = (out / "questions.jsonl").read_bytes(), (out / "run.json").read_bytes()
+    (out / "predictions.jsonl").write_text("{}\n")
+    assert cli.main([*argv, "--max-images=1"]) == 2
+    assert "predictions.jsonl: belongs to a run of plum evaluate; give another --out" in capsys.readouterr().err
+    assert held == ((out / "questions.jsonl").read_bytes(), (out / "run.json").read_bytes())
+    for more in (["--split=random,random"], ["--seed=-1"]):
+        name = "pope" if "split" in more[0] else "hallucination"
+        assert cli.main(["evaluate", name, f"--data={tmp_path}", f"--out={tmp_path / 'x'}", "--questions-only", *more]) == 2
+        assert more[0].partition("=")[0] in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_missing_and_skipped_predictions(tmp_path, grefcoco):

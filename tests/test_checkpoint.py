@@ -1,5 +1,6 @@
 """Saving and restoring a state: other meshes, damaged files, other configs, and loading a model."""
 
+import resource
 import shutil
 
 import jax
@@ -62,10 +63,18 @@ def config():
 MESHES = [dict(data=8, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=8, tensor=1)]
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_any_mesh_restores_what_another_wrote(config, tmp_path, sizes):
-    save_all(tmp_path, config, [3], make_mesh(MESHES[1]))
-    mesh = make_mesh(sizes)
+def mesh_of(data, fsdp, tensor):
+    return make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+
+
+@pytest.mark.parametrize(
+    "wrote, reads",
+    [((2, 2, 2), (8, 1, 1)), ((8, 1, 1), (2, 2, 2)), ((2, 2, 2), (1, 8, 1)), ((8, 1, 1), (1, 1, 1)), ((1, 1, 1), (1, 2, 4))],
+    ids=str,
+)
+def test_any_mesh_restores_what_another_wrote(config, tmp_path, wrote, reads):
+    save_all(tmp_path, config, [3], mesh_of(*wrote))
+    mesh = mesh_of(*reads)
     restored, step = restore(tmp_path, config, mesh)
     want, shardings = make_state(config, mesh, scale=3)
     assert step == 3
@@ -83,6 +92,52 @@ def test_keeps_the_last_and_skips_what_the_policy_does_not_want(config, tmp_path
         assert not checkpoint.save(checkpointer, 6, state, config, force=True)  # is there already
     assert saved == [False, True] * 3
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_the_best_stays_besides_the_last(config, tmp_path):
+    mesh = make_mesh(MESHES[0])
+    for step in (2, 4, 6, 8):
+        save_all(tmp_path, config, [step], mesh)
+        checkpoint.choose_best(tmp_path, {2: 0.1, 4: 0.9, 6: 0.2}, "gmiou_macro", "max")
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 6, 8]
+
+
+def test_a_save_does_not_wait_for_the_disk_and_its_buffers_may_be_donated(config, tmp_path):
+    mesh = make_mesh(MESHES[1])
+    state, shardings = make_state(config, mesh, scale=3)
+    want = jax.device_get(state)
+    double = jax.jit(lambda tree: jax.tree.map(lambda x: x + x, tree), donate_argnums=0, out_shardings=shardings)
+    with checkpoint.open_checkpoints(tmp_path, config) as checkpoints:
+        assert checkpoint.save(checkpoints, 2, state, config, force=True)
+        assert checkpoint.steps_in(tmp_path / "checkpoints") == []  # it is being written
+        jax.block_until_ready(double(state))
+    equal(TrainState(**restore(tmp_path, config, mesh)[0]), want)
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_one(config, tmp_path, monkeypatch):
+    mesh = make_mesh(MESHES[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda path, ignore_errors: (path / "state" / "_METADATA").unlink())
+        save_all(tmp_path, config, [2, 4, 6], mesh)
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 6]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+    assert restore(tmp_path, config, mesh)[1] == 6
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(config, tmp_path):
+    """A limit on the size of files fails in the same calls as a full disk."""
+    mesh, limits = make_mesh(MESHES[0]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_all(tmp_path, config, [2, 4], mesh)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(UserError, match="written: File too large .step 4 and all before are as they were.; free"):
+            save_all(tmp_path, config, [6], mesh)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    save_all(tmp_path, config, [6], mesh)
+    assert restore(tmp_path, config, mesh)[1] == 6
 
 
 def test_nothing_to_restore(config, tmp_path):
@@ -115,6 +170,59 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(config, tmp_path,
     assert (tmp_path / "corrupt" / "4").is_dir()  # nothing is deleted
     save_all(tmp_path, config, [4], mesh)  # and the step can be saved again
     assert restore(tmp_path, config, mesh)[1] == 4
+
+
+def test_damage_of_any_file_is_a_warned_fall_back_or_harmless(config, tmp_path, capsys):
+    """Every file in turn: a flipped bit, cut short, gone. Never other numbers, and never a message but the warning."""
+    mesh, rng = make_mesh(MESHES[1]), np.random.default_rng(0)
+    save_all(tmp_path / "whole", config, [2, 4], mesh)
+    want = {step: jax.device_get(make_state(config, mesh, scale=step)[0]) for step in (2, 4)}
+    newest, outcomes = tmp_path / "whole" / "checkpoints" / "4", []
+
+    def flip_a_bit(path):
+        content = bytearray(path.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(content))
+
+    def cut_short(path):
+        path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
+
+    for file in sorted(p.relative_to(newest) for p in newest.rglob("*") if p.is_file()):
+        for damage in (flip_a_bit, cut_short, lambda path: path.unlink()):
+            folder = tmp_path / "copy"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", folder)
+            damage(folder / "checkpoints" / "4" / file)
+            restored, step = restore(folder, config, mesh)
+            equal(TrainState(**restored), want[step])
+            said = capsys.readouterr().err
+            assert said.count("warning: checkpoint 4 cannot be read") == said.count("\n") == (step == 2), (file, damage, said)
+            outcomes.append(step)
+    assert {2, 4} == set(outcomes)
+
+
+def test_a_digest_finds_what_the_files_do_not_tell(config, tmp_path, monkeypatch, capsys):
+    """Arrays that were read without an error, but are others: an error of the disk or of the memory on the way."""
+    mesh = make_mesh(MESHES[1])
+    save_all(tmp_path, config, [2, 4], mesh)
+    load = checkpoint.ocp.load_checkpointables
+
+    def wrong_once(path, items):
+        found = load(path, items)
+        if "state" in items and str(path).endswith("4"):
+            found["state"]["params"]["half"] = found["state"]["params"]["half"].at[3].add(1)
+        return found
+
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", wrong_once)
+    assert restore(tmp_path, config, mesh)[1] == 2
+    assert "params/half is not what was saved" in capsys.readouterr().err
+
+
+def test_checkpoints_from_before_there_were_seals_are_read(config, tmp_path):
+    mesh = make_mesh(MESHES[1])
+    save_all(tmp_path, config, [2], mesh)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "seal")
+    assert restore(tmp_path, config, mesh)[1] == 2 and checkpoint.read_window(tmp_path, 2) == {}
 
 
 def test_all_checkpoints_damaged(config, tmp_path):

@@ -40,6 +40,33 @@ def test_help_answers_without_jax(command):
     assert "usage: plum" in result.stdout
 
 
+def test_evaluate_help_says_what_each_benchmark_is(capsys):
+    assert cli.main(["evaluate", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "pope           POPE: objects that are there, and that are not" in said and "--compare A B" in said
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "partonomy", "--help"])
+    assert "usage: plum evaluate partonomy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["--help", "score --help", "score partonomy --help", "evaluate --help"])
+def test_a_reader_that_leaves_is_no_fault(command):
+    read, write = os.pipe()
+    os.close(read)  # nobody will ever read
+    result = subprocess.run(
+        [sys.executable, "-m", "plum_jax.cli", *command.split()], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(write)
+    assert result.returncode in (0, 141) and result.stderr == ""  # argparse does not say that nobody took its help
+
+
+def test_every_group_of_commands_is_explained_in_lines_of_a_terminal(capsys):
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 100
+    assert "              partonomy, refer, reason, semantic, vqa, pope, hallucination" in lines
+
+
 def test_help_takes_less_than_a_second():
     began = os.times()
     assert run_plum("train", "--help").returncode == 0
@@ -80,7 +107,9 @@ def test_user_error_is_one_sentence_and_status_2(capsys):
     [
         (["predict", "a.png"], "required: --prompt, --out"),
         (["predict", "a.png", "--prompt", "x", "--out", "o", "--batch-size", "two"], "--batch-size: invalid int value: 'two'"),
-        (["evaluate", "coco"], "invalid choice: 'coco'"),
+        (["evaluate", "coco"], "'coco' is not a benchmark; give one of partonomy, refer, reason"),
+        (["evaluate"], "no benchmark is named; give one of partonomy, refer, reason"),
+        (["evaluate", "--data=refer", "refer"], "'--data=refer' is not a benchmark"),
         (["report"], "required: FOLDER"),
     ],
 )

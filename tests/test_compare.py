@@ -9,8 +9,9 @@ import pytest
 
 from plum_jax import cli, coco, compare, score
 from plum_jax.errors import UserError
-from plum_jax.evaluation import comparison
-from tests import eval_fixtures, score_fixtures
+from plum_jax.evaluation import asked, benchmark_score, comparison
+from plum_jax.evaluation.answered import Settings
+from tests import benchmark_fixtures, eval_fixtures, score_fixtures
 
 WITH_LABEL = "identification_with_label"
 
@@ -161,7 +162,7 @@ def test_skipped_questions_are_counted(pair, tmp_path):
         (b"{", "line 1: not readable as JSON"),
         (b"\xff\xfe", "line 1: not readable as JSON"),
         (b"[" * 100_000, "line 1: not readable as JSON"),
-        (b"[]", "line 1: is no scored PARTONOMY question, it has no instance_id"),
+        (b"[]", "line 1: is no scored question of partonomy, it has no instance_id"),
         (b'{"instance_id": "a/1", "image_path": "x", "image_label": "x", "question_type": "positive"}', "it has no questions"),
     ],
 )
@@ -208,3 +209,63 @@ def test_the_page_shows_both_answers_with_their_masks(pair, data, tmp_path, caps
     assert "no image: " in page.read_text(encoding="utf-8")
     assert cli.main(["evaluate", "--compare", *map(str, pair), "--html", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+def words(folder, said):
+    """A folder of plum score pope: the answers to six questions about one image."""
+    root = benchmark_fixtures.pope(folder / "data")
+    questions = list(benchmark_fixtures.opened("pope", "--data", root)[1])
+    asked.write_questions(folder / "questions.jsonl", questions)
+    score_fixtures.write(folder / "p.json", [{"index": i, "answer": {"text": text}} for i, text in enumerate(said)])
+    results, records = benchmark_score.score_files("pope", folder / "p.json", folder / "questions.jsonl", Settings())
+    score.write_results(folder, results, records)
+    return folder
+
+
+def test_answers_in_words_are_compared_by_table(tmp_path, capsys):
+    a = words(tmp_path / "a", ["yes", "yes", "yes", "no", "yes", "no"])
+    b = words(tmp_path / "b", ["yes", "no", "yes", "no", "no", "no"])
+    report = compare.compare_folders(a, b)
+    assert report["benchmark"] == "pope" and report["n_instances"] == 6
+    accuracy = report["question_types"]["all"]["official"]["accuracy"]
+    assert (accuracy["a"], accuracy["b"]) == (pytest.approx(5 / 6), pytest.approx(5 / 6))
+    assert (accuracy["better"], accuracy["worse"], accuracy["equal"]) == (1, 1, 4)
+    for name, side in (("a", a), ("b", b)):
+        held = json.loads((side / "results.json").read_text())["protocols"]["official"]["random"]
+        for metric in ("accuracy", "f1", "yes_ratio"):
+            assert report["question_types"]["random"]["official"][metric][name] == pytest.approx(held[metric])
+    assert len(report["cases"]) == 2 and report["cases"][0]["a"]["right"] != report["cases"][0]["b"]["right"]
+    argv = ["evaluate", "--compare", str(a), str(b)]
+    assert cli.main(argv) == 0
+    assert "random, official" in capsys.readouterr().out
+    assert cli.main([*argv, "--html", str(tmp_path / "x.html")]) == 2
+    assert "has a page for partonomy only, not for pope; use --json or --out" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_masks_of_another_benchmark_are_compared(tmp_path):
+    block = lambda i, u, pixels: {"intersection": i, "union": u, "iou": i / u if u else 1.0, "pixels": pixels, "answer": ""}  # noqa: E731
+    about = {"image_path": "1.png", "dataset": "grefcoco", "kind": "mask", "groups": []}
+
+    def side(name, blocks):
+        records = [
+            {"index": k, "id": f"q{k}", "name": "it", "has_target": k < 2, **about, "open": found}
+            for k, found in enumerate(blocks)
+        ]
+        score.write_results(tmp_path / name, {"benchmark": "refer"}, records)
+        return tmp_path / name
+
+    a = side("a", [block(1, 4, 3), block(2, 4, 4), block(0, 5, 5)])
+    b = side("b", [block(3, 4, 3), block(2, 4, 4), block(0, 0, 0)])
+    report = compare.compare_folders(a, b)
+    found = report["question_types"]["all"]["open"]
+    assert (found["giou_mean_over_samples"]["a"], found["giou_mean_over_samples"]["b"]) == (0.25, 0.75)
+    assert (found["ciou_cumulative"]["a"], found["ciou_cumulative"]["b"]) == (3 / 13, 5 / 8)
+    assert (found["false_mask_rate"]["a"], found["false_mask_rate"]["better"]) == (1.0, 1)
+    assert [case["instance_id"] for case in report["cases"]] == ["q2", "q0"]
+
+
+def test_unlike_evaluations_are_refused(pair, tmp_path):
+    other = words(tmp_path / "a", ["yes"] * 6)
+    with pytest.raises(UserError, match="is an evaluation of partonomy, .* of pope; give two of the same benchmark"):
+        compare.compare_folders(pair[0], other)

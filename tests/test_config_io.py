@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,17 @@ def test_differences_leave_out_what_a_resumed_run_may_change():
     assert differences(a, b) == ["model.llama.width", "optim.lr"]
     del b.seed
     assert "seed" in differences(a, b)
+
+
+def test_a_run_from_before_keys_were_added_has_their_first_meaning():
+    """The config of a real run of the first version: whoever adds a key adds it to ADDED too, or old runs cannot go on."""
+    text = Path(__file__).with_name("config_of_a_first_run.json").read_text(encoding="utf-8")
+    old, new = config_from_json(text), load_config("tiny")
+    assert len(flatten(old)) < len(flatten(new)) - 30
+    assert differences(old, new) == [] == differences(new, old)
+    changed = load_config("tiny", ["data.span_source=string_search", "model.projector=mlp", "optim.lr=1"])
+    assert differences(old, changed) == ["data.span_source", "model.projector", "optim.lr"]
+    assert differences(old, load_config("tiny", ["train.steps=9", "model.remat=full", "eval.every=20"])) == []
 
 
 def test_both_spellings_of_an_override_and_unknown_flags():

@@ -91,10 +91,10 @@ def test_shapes_of_the_13b_model():
 
 
 def test_schema_is_that_of_tiny():
-    """The same keys with the same types, so that every override and every tool works on both."""
+    """The same keys with the same types, so that every override and every tool works on all."""
     tiny = flatten(load_config("tiny"))
-    for arg in ("", "size=13b,reference=1,stage=0shot"):
-        plum = load_config(f"plum:{arg}")
+    for spec in ("plum", "plum:size=13b,reference=1", "partonomy", "partonomy:size=13b,reference=1"):
+        plum = load_config(spec)
         assert config_from_json(config_json(plum)) == plum
         plum = flatten(plum)
         free = lambda keys: {k for k in keys if not k.startswith("data.question_weights.")}  # noqa: E731
@@ -102,26 +102,47 @@ def test_schema_is_that_of_tiny():
         assert {k: type(plum[k]) for k in free(tiny)} == {k: type(tiny[k]) for k in free(tiny)}
 
 
-@pytest.mark.parametrize("arg", ["size=70b", "stage=2", "reference=maybe", "depth=3"])
-def test_wrong_arguments_name_what_is_allowed(arg):
+@pytest.mark.parametrize("arg", ["size=70b", "stage=ft", "reference=maybe", "depth=3"])
+@pytest.mark.parametrize("name", ["plum", "partonomy"])
+def test_wrong_arguments_name_what_is_allowed(name, arg):
     with pytest.raises(UserError, match=f"{arg.partition('=')[0]}.*; change what follows the colon"):
-        load_config(f"plum:{arg}")
+        load_config(f"{name}:{arg}")
 
 
-@pytest.mark.parametrize("stage, images, micro, steps", [("0shot", 1200, 100, 1250), ("ft", 120, 10, 500)])
-def test_the_reference_preset_has_its_counts_and_can_be_trained(stage, images, micro, steps):
-    where = {"0shot": "data.root=data", "ft": "data.folder=data"}[stage]
-    config = load_config(f"plum:reference=1,stage={stage}", [where, "tokenizer=tiny"])
+COUNTS = [  # images of an update, micro-batches, updates: docs/recipe.md
+    ("plum.py", 128, 8, 12500), ("partonomy.py", 128, 8, 500),
+    ("plum.py:reference=1", 1200, 100, 1250), ("partonomy.py:reference=1", 120, 10, 500),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec, images, micro, steps", COUNTS)
+def test_counts_of_the_stages(spec, images, micro, steps):
+    config = load_config(spec, ["data.root=data", "tokenizer=tiny"])
     assert (config.data.global_batch, config.data.micro_batches, config.train.steps) == (images, micro, steps)
-    assert config.optim.schedule == f"reference_{stage}"
-    assert config.loss.shape == {"0shot": "dice", "ft": "focal_tversky"}[stage]
     check_settings(config)
     PlumConfig.from_dict(config.model)
+    table = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    row = next(line for line in table.splitlines() if line.startswith(f"| `configs/{spec}` |"))
+    assert [f"{x:,}" for x in (images, micro, steps, images * steps)] == [cell.strip() for cell in row.split("|")[2:6]]
+
+
+@pytest.mark.parametrize("name, schedule, shape", [("plum", "0shot", "dice"), ("partonomy", "ft", "focal_tversky")])
+def test_the_reference_preset_of_a_stage(name, schedule, shape):
+    plain, config = load_config(name), load_config(f"{name}:reference=1")
+    assert (config.optim.schedule, config.loss.shape) == (f"reference_{schedule}", shape)
+    assert (plain.optim.schedule, plain.loss.shape) == ("clean", "focal_tversky")
+    assert plain.model.llama == config.model.llama and plain.trainable == config.trainable
+
+
+def test_the_stages_share_everything_but_their_data_and_their_length():
+    first, second = flatten(load_config("plum:size=13b")), flatten(load_config("partonomy:size=13b"))
+    own = {"name", "train.steps", "data.sources", "data.grounded", "data.max_spans", "data.max_masks"}
+    assert {key for key in first if first[key] != second[key]} == own
 
 
 def test_the_reference_preset_sets_every_switch():
     """Every switch away from its default, except where the reference does what is right: its template and its tokenizer."""
-    plain, changed = load_config("plum"), load_config("plum:reference=1")
+    plain, changed = load_config("partonomy"), load_config("partonomy:reference=1")
     same = {"data.tokenizer_flavour", "data.clip_view", "eval.empty_union"}
     for name, values in SWITCHES.items():
         part, key = name.split(".")

@@ -139,3 +139,19 @@ def test_the_gallery_shows_what_the_model_sees(folder, monkeypatch):
     for number, asked in enumerate(read_questions(folder / "partonomy_qa_pairs_train.json")):
         assert not make_card(folder, Entry("file", "train", number, asked)).problems
         assert_boxed(shown[number], entries[number].get("highlight_box"))
+
+
+def test_a_card_of_the_report_shows_what_the_model_saw(folder, monkeypatch):
+    from plum_jax.evaluation.partonomy import score_instance
+    from plum_jax.report import cards, instances
+
+    seen = []
+    monkeypatch.setattr(cards, "jpeg_uri", lambda image: seen.append(image) or ("data:", image.shape[:2]))
+    for index, asked in enumerate(read_questions(folder / "partonomy_qa_pairs_train.json")):
+        made = Prediction(index, asked.image_path, asked.question_type, {}, {})
+        record = json.loads(json.dumps(score_instance(asked, made, HW)))
+        row = instances._instance(record)
+        cards.make_card(row, folder, "answer_mean")
+    for pixels, box in zip(seen, (LEFT, RIGHT, None), strict=True):
+        assert_boxed(pixels, box)
+    assert instances._instance({**record, "highlight_box": "left"}).highlight_box is None

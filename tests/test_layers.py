@@ -78,54 +78,6 @@ def test_activations_match_torch():
     np.testing.assert_allclose(layers.quick_gelu(x), t * torch.sigmoid(1.702 * t), atol=1e-6)
 
 
-def plain_attention(q, k, v, allowed, bias=0.0):
-    """Float64 loops over batch and heads; allowed bool[B, T, S]."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    out = np.zeros(q.shape)
-    for b in range(q.shape[0]):
-        for n in range(q.shape[2]):
-            m = n * k.shape[2] // q.shape[2]
-            logit = q[b, :, n] @ k[b, :, m].T / q.shape[-1] ** 0.5 + np.broadcast_to(bias, (q.shape[0], q.shape[2], 1, 1))[b, n]
-            weight = np.where(allowed[b], np.exp(logit - logit.max(-1, keepdims=True)), 0)
-            out[b, :, n] = weight / weight.sum(-1, keepdims=True) @ v[b, :, m]
-    return out
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_with_lengths(causal):
-    q, k, v = array(0, 2, 6, 4, 5), array(1, 2, 6, 2, 5), array(2, 2, 6, 2, 5)
-    lengths = jnp.array([6, 3], jnp.int32)
-    allowed = np.arange(6)[None, None] < np.asarray(lengths)[:, None, None]
-    allowed = allowed & (np.tri(6, dtype=bool) if causal else True)
-    got = layers.attention(q, k, v, causal=causal, lengths=lengths)
-    np.testing.assert_allclose(got, plain_attention(q, k, v, np.broadcast_to(allowed, (2, 6, 6))), atol=1e-5)
-
-
-def test_attention_with_bias_and_with_mask():
-    q, k, v, bias = array(0, 2, 3, 2, 4), array(1, 2, 7, 2, 4), array(2, 2, 7, 2, 4), array(3, 2, 2, 3, 7)
-    everything = np.ones((2, 3, 7), bool)
-    want = np.stack([
-        plain_attention(q[:, t : t + 1], k, v, everything[:, t : t + 1], bias=0)[:, 0] for t in range(3)
-    ], 1)  # fmt: skip
-    np.testing.assert_allclose(layers.attention(q, k, v), want, atol=1e-5)
-    weight = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k) / 2 + bias)
-    np.testing.assert_allclose(layers.attention(q, k, v, bias=bias), jnp.einsum("bnts,bsnh->btnh", weight, v), atol=1e-5)
-    mask = np.random.default_rng(4).random((2, 1, 3, 7)) < 0.5
-    mask[..., 0] = True
-    np.testing.assert_allclose(layers.attention(q, k, v, mask=mask), plain_attention(q, k, v, mask[:, 0]), atol=1e-5)
-
-
-def test_attention_of_an_empty_row_is_finite():
-    q = array(0, 2, 4, 1, 8)
-
-    def total(q):
-        return layers.attention(q, q, q, causal=True, lengths=jnp.array([0, 4], jnp.int32)).sum()
-
-    value, grad = jax.value_and_grad(total)(q)
-    assert np.isfinite(value)
-    assert np.isfinite(grad).all()
-
-
 class Doubled(nnx.Module):
     """A layer with an argument, an adapter and dropout, to see what a stack passes on."""
 

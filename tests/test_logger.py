@@ -1,6 +1,9 @@
 """metrics.csv goes on without a gap or a repeat; running means; a loss that is not finite."""
 
+import errno
+import json
 import math
+import resource
 
 import jax.numpy as jnp
 import pytest
@@ -41,13 +44,31 @@ def test_a_new_run_starts_empty_and_only_one_process_writes(tmp_path):
     assert steps(tmp_path) == []
 
 
-def sums(loss, weight=1.0):
-    return {"loss": (jnp.float32(loss), jnp.float32(1)), "iou": (jnp.float32(3.0 * weight), jnp.float32(weight))}
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    logger, limits = MetricLogger(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    logger.write(2, {"loss": 1.0})
+    before = (tmp_path / "metrics.csv").read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="metrics.csv") as caught:
+            logger.write(4, {"loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG and (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def stop(step, sums):
+    raise FloatingPointError(f"step {step}")
+
+
+def sums(loss, weight=1.0, skipped=0.0):
+    pairs = {"skipped_steps": (skipped, 1), "loss": (loss, 1), "iou": (3.0 * weight, weight)}
+    return {name: (jnp.float32(total), jnp.float32(count)) for name, (total, count) in pairs.items()}
 
 
 def test_means_are_weighted_and_written_a_few_steps_late():
     rows = []
-    meter = StepMetrics(lambda step, row: rows.append((step, row)), log_every=2, images=4)
+    meter = StepMetrics(lambda step, row: rows.append((step, row)), log_every=2, images=4, left_out=stop)
     for step in range(1, 6):
         meter.add(step, sums(step, weight=step % 2), 0.0)
     assert [step for step, _ in rows] == [2]
@@ -59,7 +80,7 @@ def test_means_are_weighted_and_written_a_few_steps_late():
 
 def test_flush_keeps_an_incomplete_row_for_later():
     rows = []
-    meter = StepMetrics(lambda step, row: rows.append((step, row)), log_every=4, images=4)
+    meter = StepMetrics(lambda step, row: rows.append((step, row)), log_every=4, images=4, left_out=stop)
     meter.add(1, sums(1), 0.0)
     meter.flush()
     assert rows == []
@@ -69,19 +90,49 @@ def test_flush_keeps_an_incomplete_row_for_later():
     assert [step for step, _ in rows] == [4] and rows[0][1]["loss"] == 2.5
 
 
+def test_a_row_that_a_kill_cut_in_two_is_that_of_a_whole_run():
+    def steps_of(meter, numbers):
+        for step in numbers:
+            meter.add(step, sums(1 / (step + 3), weight=step % 3 / 7), 0.0)
+        meter.flush()
+
+    whole, cut = [], []
+    steps_of(StepMetrics(lambda step, row: whole.append((step, row)), log_every=5, images=4, left_out=stop), range(1, 11))
+    first = StepMetrics(lambda step, row: cut.append((step, row)), log_every=5, images=4, left_out=stop)
+    steps_of(first, range(1, 8))
+    second = StepMetrics(lambda step, row: cut.append((step, row)), log_every=5, images=4, left_out=stop)
+    second.go_on(json.loads(json.dumps(first.window_json())))
+    steps_of(second, range(8, 11))
+    assert [step for step, _ in cut] == [step for step, _ in whole] == [5, 10]
+    assert [(row["loss"], row["iou"]) for _, row in cut] == [(row["loss"], row["iou"]) for _, row in whole]
+
+
 def test_a_metric_without_weight_is_nan():
     rows = []
-    meter = StepMetrics(lambda step, row: rows.append(row), log_every=1, images=4)
+    meter = StepMetrics(lambda step, row: rows.append(row), log_every=1, images=4, left_out=stop)
     meter.add(1, sums(1, weight=0), 0.0)
     meter.flush()
     assert math.isnan(rows[0]["iou"])
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step():
-    meter = StepMetrics(lambda step, row: None, log_every=4, images=4)
+def test_a_step_without_an_update_is_told_once_at_the_latest_when_the_row_is_read():
+    told, rows = [], []
+    meter = StepMetrics(
+        lambda step, row: rows.append((step, row)), log_every=2, images=4, left_out=lambda *given: told.append(given)
+    )
+    for step, skipped in ((1, 0), (2, 1), (3, 1), (4, 1), (5, 0)):
+        meter.add(step, sums(math.nan if skipped else step, skipped=skipped), 0.0)
+        assert [at for at, _ in told] == [at for at in (2, 3) if at <= step - 2]  # AHEAD steps late
+    meter.flush(last=True)
+    assert [at for at, _ in told] == [2, 3, 4] and math.isnan(told[0][1]["loss"][0])
+    assert [(step, row["skipped_steps"]) for step, row in rows] == [(2, 1), (4, 2), (5, 0)]
+    assert rows[0][1]["loss"] == 1.0 and math.isnan(rows[1][1]["loss"]) and rows[2][1]["iou"] == 3.0
+
+
+def test_a_step_that_stops_the_run_is_found_before_anything_is_saved():
+    meter = StepMetrics(lambda step, row: None, log_every=4, images=4, left_out=stop)
     meter.add(1, sums(1), 0.0)
-    meter.add(2, sums(math.nan), 0.0)
-    meter.add(3, sums(math.nan), 0.0)
+    meter.add(2, sums(math.nan, skipped=1), 0.0)
     with pytest.raises(FloatingPointError, match="step 2"):
         meter.flush()
 

@@ -53,7 +53,7 @@ def test_constraints_pin_every_requirement_inside_its_range(arguments):
 def test_core_installs_neither_torch_nor_tensorflow(arguments):
     core = {canonical(Requirement(line).name) for line in arguments["install_requires"]}
     assert not core & {"torch", "tensorflow", "gradio"}
-    assert arguments["extras_require"].keys() == {"cuda", "tpu", "plan", "convert", "data", "demo", "test"}
+    assert arguments["extras_require"].keys() == {"cuda", "tpu", "plan", "convert", "data", "demo", "gcs", "test"}
 
 
 def test_every_folder_with_code_is_a_package():

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from batch_fixtures import KINDS, random_batches, torch_batch
 from model_fixtures import micro
-from torch_fixtures import numbers, parity_config, random_model, to_params
+from torch_fixtures import parity_config, random_model, to_params
 
 from plum_jax import generate, objective
 from plum_jax.evaluation.spans import decode_spans
 from plum_jax.models.plum import PlumConfig, bind, build, take_positions
 from plum_jax.resize import to_original
 from plum_jax.spans import pool_spans, slots_of
+from tests.reference.published_names import numbers
 
 torch = pytest.importorskip("torch")
 from tests.reference import torch_losses, torch_plum, torch_sam  # noqa: E402  they import torch

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 from model_fixtures import PARTS, micro, random_batch, small_config, small_model
 
-from plum_jax import generate, train
+from plum_jax import generate
 from plum_jax.errors import UserError
 from plum_jax.loading import LoadedModel
 from plum_jax.models.layers import Linear, to_int8
@@ -23,6 +23,7 @@ from plum_jax.quantize import count_bytes, quantize, quantize_model
 from plum_jax.settings import check_gradients
 from plum_jax.sharding import make_mesh, path_name, tree_sharding
 from plum_jax.train_step import init_state, make_train_step
+from plum_jax.training_plan import plan_training
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG, GRAPHDEF, FLOAT = small_model(adapters=True)
@@ -170,7 +171,7 @@ def test_int8_weights_cannot_be_trained():
     check_gradients(config, partition(build(CONFIG)[1], ".*")[0])
     config.model.llama.int8 = True
     with pytest.raises(UserError, match="is int8 and has no gradient"):
-        train._plan(config, None, [[5]])  # what a run does before it writes anything
+        plan_training(config, None, [[5]])  # what a run does before it writes anything
 
 
 def test_adapters_get_the_gradients_of_the_dequantized_model():

@@ -169,3 +169,11 @@ def test_line_chart_says_its_numbers():
     assert "<a>" not in svg
     assert line_chart("x", [1], [1.0]) == ""
     assert "nan" not in line_chart("flat", [1, 2], [0.0, 0.0])
+
+
+def test_curves_of_the_validation_have_titles():
+    from plum_jax.report.sections.figures import CURVES
+    from plum_jax.validation import MASKS, READING, TEXT
+
+    titles = [CURVES[f"val_{name}"][0] for name in (*MASKS, *READING, *TEXT)]
+    assert all(title.startswith("validation: ") for title in titles) and len(set(titles)) == len(titles)

@@ -83,7 +83,7 @@ def test_what_may_be_compared(tmp_path, synthetic):
     told = dataclasses.replace(core, results={**core.results, "command": "plum evaluate partonomy --max-images=5"})
     assert reasons(told, "published") == ["only the first images of the file (--max-images)"]
     skipped = dataclasses.replace(core, results={**core.results, "counts": {"skipped": {"image": 2, "type_not_answered": 9}}})
-    assert reasons(skipped, "published") == ["2 questions are skipped"]
+    assert reasons(skipped, "published") == ["2 questions skipped"]
     assert dataset(evaluation(tmp_path / "own", name="mine", stem="mine")) == "other"
     gone = dataclasses.replace(
         core, folder=tmp_path / "x/y/z/u/v/w", results={"data": {"path": "no/partonomy_qa_pairs_val.json"}}

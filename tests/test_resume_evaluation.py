@@ -124,7 +124,7 @@ def test_other_settings_are_refused(whole, data, model, tmp_path):
     for name in (NAME, META):
         (copy / name).write_bytes((whole / name).read_bytes())
     again = lambda **options: evaluate_folder(model, data, "test", copy, log=None, sizes=SIZES, **options)  # noqa: E731
-    with pytest.raises(UserError, match="holds a run with another protocols; give another --out, or .*--restart"):
+    with pytest.raises(UserError, match="holds a run that differs in protocols; give another --out, or .*--restart"):
         again(protocols=("middle",))
     with pytest.raises(UserError, match="another max_images"):
         again(max_images=2)
@@ -149,7 +149,7 @@ def test_bad_images_are_counted(data, model, tmp_path, capsys):
     assert results["counts"] == {"scored": 9, "skipped": {UNREADABLE: 6}} and results["data"]["n_instances"] == 15
     assert results["summary"]["n_skipped"] == 6 and results["summary"]["n_instances"] == 3
     said = capsys.readouterr().err
-    assert said.count("warning:") == 2 and "1.png: is missing or not a readable image; its 3 questions are skipped" in said
+    assert said.count("warning:") == 2 and "1.png: is missing or not a readable image; 3 questions skipped" in said
     predictions = list(prediction_file.read(out / NAME))
     assert [p.index for p in predictions if p.skipped] == [3, 4, 5, 12, 13, 14]
     assert len({p.index for p in predictions}) == 15

@@ -1,12 +1,16 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tpu_fixtures import compiled_text, kernels_in, tpu_mesh
 
-from plum_jax.models import sam_encoder
+from plum_jax.models import grid_attention, sam_encoder, splash
 from tests.reference import modules, torch_weights
 
 CONFIG = sam_encoder.SamEncoderConfig(
@@ -69,3 +73,65 @@ def test_embeddings_follow_the_dtype_of_the_pixels():
     low = model(pixels.astype(jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     assert jnp.abs(low.astype(jnp.float32) - model(pixels)).mean() < 0.05
+
+
+def grid(seed, b, size, heads, head, dtype=jnp.float32):
+    """q, k, v, rel_h, rel_w of grid_attention."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    widths = head, head, head, size, size
+    return [jax.random.normal(k, (b, size, size, heads, w), dtype) for k, w in zip(keys, widths, strict=True)]
+
+
+def wide_form(kernel):
+    """The form for fused kernels, with `kernel` in place of them."""
+    return lambda *arrays: grid_attention.widened(kernel, -(-(arrays[0].shape[-1] + 2 * arrays[0].shape[1]) // 8) * 8)(*arrays)
+
+
+def plain_kernel(q, k, v):
+    """Logits without a scale and values of another width, as the kernels take them."""
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k)), v)
+
+
+@pytest.mark.parametrize(("b", "size", "head"), [(3, 5, 6), (2, 14, 80), (1, 32, 4)])
+def test_both_forms_of_relative_positions_equal_the_formula(b, size, head):
+    """14 and 80: the windows of ViT-H. 32: large enough to run head by head."""
+    arrays = grid(0, b, size, 2, head)
+    assert (2 * size**4 >= grid_attention.LOOP_FROM) == (size == 32)
+
+    def formula(q, k, v, rel_h, rel_w):
+        logits = jnp.einsum("byxnh,buvnh->bnyxuv", q, k) / head**0.5
+        logits += rel_h.transpose(0, 3, 1, 2, 4)[..., :, None] + rel_w.transpose(0, 3, 1, 2, 4)[..., None, :]
+        weights = jax.nn.softmax(logits, (-2, -1))
+        return jnp.einsum("bnyxuv,buvnh->byxnh", weights, v).reshape(b, size * size, 2, head)
+
+    def gradients(form):
+        return jax.jit(jax.value_and_grad(lambda *a: (jnp.sin(out := form(*a)).sum(), out), tuple(range(5)), True))(*arrays)
+
+    (_, want), want_gradients = gradients(formula)
+    for form in (grid_attention.grid_attention, wide_form(plain_kernel)):
+        (_, got), got_gradients = gradients(form)
+        np.testing.assert_allclose(got, want, atol=3e-6)
+        for a, b_ in zip(got_gradients, want_gradients, strict=True):
+            np.testing.assert_allclose(a, b_, atol=1e-5)
+
+
+def test_the_wide_form_of_the_tpu_kernel_equals_the_form_with_a_bias():
+    arrays = grid(1, 2, 14, 1, 80)
+    kernel = functools.partial(splash.splash_attention, scale=1.0, interpret=True)
+    got = jax.jit(wide_form(kernel))(*arrays)
+    np.testing.assert_allclose(got, grid_attention.grid_attention(*arrays), atol=3e-6)
+
+
+def test_every_block_of_a_program_for_tpu_is_a_kernel():
+    """A window of 14 has 196 positions, the grid of 16 has 256; the stacks are loops, so that each kernel is there once."""
+    config = dataclasses.replace(CONFIG, image_size=64, width=160, depth=4, window=14, global_blocks=(1, 3))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: sam_encoder.SamEncoder(config, rngs=nnx.Rngs(0))))
+    mesh = tpu_mesh(8, 1, 1)
+    whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16, sharding=whole), params)
+    pixels = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.bfloat16, sharding=rows)
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda params, pixels: nnx.merge(graphdef, params)(pixels), out_shardings=rows)
+        text = compiled_text(run.lower(params, pixels))
+    assert kernels_in(text) == 2
+    assert not [word for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if f" {word}" in text]

@@ -266,7 +266,7 @@ def test_the_command_prints_a_table_and_what_is_next(data, tmp_path, capsys):
     args = ["--predictions", str(path), "--reference", str(data[1])]
     assert cli.main(["score", "partonomy", *args]) == 0
     said = capsys.readouterr().out
-    assert "End to end" in said and "missing: 1 questions, no prediction: counted as wrong" in said
+    assert "End to end" in said and "missing: 1 question, no prediction: counted as wrong" in said
     assert f"Next: plum score partonomy --predictions {path} --reference {data[1]} --out=scores" in said
     assert cli.main(["score", "partonomy", *args, "--out", str(tmp_path / "o")]) == 0
     assert f"Next: plum report {tmp_path / 'o'}" in capsys.readouterr().out
@@ -376,3 +376,30 @@ def test_damaged_files_are_scored_or_refused_in_one_sentence(form, data, tmp_pat
             assert "\n" not in str(error) and len(str(error)) < 900
             outcomes[False] += 1
     assert min(outcomes.values()) > 10
+
+
+def test_synonyms_join_names_where_names_are_compared_by_rules(data, tmp_path, capsys):
+    entry = data[2][0]
+    parts = entry["answer_parts"][entry["answer_types"].index("correct")]
+    spans = [{"phrase": "gadget" if part == parts[0] else part, "mask": None} for part in parts]
+    said = [{"index": 0, "answer": {"mode": "generated", "text": "".join(span["phrase"] for span in spans), "spans": spans}}]
+    path, names = tmp_path / "p.json", tmp_path / "synonyms.yaml"
+    score_fixtures.write(path, said)
+    names.write_text(f"- [{parts[0]}, gadget]\n", encoding="utf-8")
+    argv = ["score", "partonomy", "--predictions", str(path), "--reference", str(data[1]), "--ignore-missing", "--json"]
+    found = []
+    for more in ([], ["--synonyms", str(names)]):
+        assert cli.main([*argv, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    texts = [results["protocols"]["generation"][WITH_LABEL]["part_text_rules"]["recall"] for results in found]
+    assert texts == [pytest.approx(1 - 1 / len(parts)), 1.0]
+    assert found[0]["settings"]["synonyms"] is None and found[1]["settings"]["synonyms"]["path"] == str(names)
+    names.write_text("tire", encoding="utf-8")
+    assert cli.main([*argv, "--synonyms", str(names)]) == 2
+    assert "synonyms.yaml: is not a list of groups" in capsys.readouterr().err
+
+
+def test_a_question_file_without_questions(tmp_path):
+    (tmp_path / "q.json").write_text("[]")
+    with pytest.raises(UserError, match="q.json: holds no question; give the question file that"):
+        score.score_files([score_fixtures.write(tmp_path / "p.json", [{"index": 0}])], tmp_path / "q.json")

@@ -199,6 +199,8 @@ BAD_ENTRIES = {
     "nothing to score": ({"index": 0}, "give answer, answers, choice_scores"),
     "true": ({"index": True, "answer": {}}, "$.index is true; give a whole number"),
     "fraction": ({"index": 0.5, "answer": {}}, "$.index is 0.5; give a whole number"),
+    "whole, but no whole number": ({"index": 0.0, "answer": {}}, "$.index is 0.0; give a whole number"),
+    "choice": ({"index": 0, "answer": {"choice": 1.0}}, "$.answer.choice is 1.0; give a whole number"),
     "negative": ({"index": -1, "answer": {}}, "$.index is -1; give a whole number"),
     "huge": ({"index": 10**40, "answer": {}}, "$.index is 1000"),
     "misspelt": ({"index": 0, "answr": {}}, "$ has the unknown field \"answr\"; did you mean 'answer'?"),

@@ -64,9 +64,9 @@ def test_wrong_sources_are_one_sentence(source, message):
     ],
 )
 def test_settings_of_a_mixture(changes, message):
-    check_settings(load_config("plum:stage=0shot", ["data.root=data"]))
+    check_settings(load_config("plum", ["data.root=data"]))
     with pytest.raises(UserError, match=re.escape(message)):
-        check_settings(load_config("plum:stage=0shot", ["data.root=data", *changes]))
+        check_settings(load_config("plum", ["data.root=data", *changes]))
 
 
 def test_sources_can_be_overridden_and_written():

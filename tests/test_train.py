@@ -88,6 +88,7 @@ def test_a_run_says_what_it_does_and_leaves_what_it_promises(whole, data):
     assert f"Wrote {folder}" in printed and "Next: plum evaluate" in printed
     assert steps_saved(folder) == [STEPS - 4, STEPS]
     record = json.loads((folder / "run.json").read_text())
+    assert record["step_programs"] == 1
     assert record["status"] == "done" and record["step"] == STEPS and record["trainable"] < record["parameters"]
     assert record["inputs"]["data"]["path"].startswith(str(data)) and {"compile", "loop", "total"} <= record["seconds"].keys()
     rows = read_metrics(folder)
@@ -128,8 +129,36 @@ def test_killed_and_preempted_runs_end_bit_equal_to_an_uninterrupted_one(start, 
     wanted = {row["step"]: [row[name] for name in same] for row in read_metrics(whole[0])}
     rows = [[row[name] for name in same] for row in read_metrics(folder)]
     assert [row[0] for row in rows] == sorted(wanted)  # no gap, no repeat
-    inside = [row for row in rows if not stopped_at < row[0] <= stopped_at + 1]  # a row cut by SIGTERM averages fewer steps
-    assert inside == [wanted[row[0]] for row in inside]
+    assert rows == [wanted[row[0]] for row in rows]
+
+
+def read_until(process, words):
+    """Lines of what a process prints, until one that has the words."""
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+def test_a_stop_before_the_first_save_and_one_after_it(start, tmp_path):
+    """SIGTERM while XLA compiles, then Ctrl-C between saves: each says what is saved, and the same command goes on."""
+    folder = tmp_path / "run"
+    process = start(folder)
+    read_until(process, "Compiling the training step")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and "Preempted: before the first save; run the same command" in out and not err, err
+    assert json.loads((folder / "run.json").read_text())["status"] == "preempted"
+
+    process = start(folder, "train.steps=100000")
+    read_until(process, "Compiled in")
+    wait_for(process, folder / "checkpoints" / "4")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    saved = steps_saved(folder)[-1]
+    assert process.returncode == 130 and f"interrupted; the last saved step is {saved};" in err and "Traceback" not in err
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
 
 
 def test_running_a_finished_run_again_changes_nothing(start, whole):

@@ -10,7 +10,7 @@ from plum_jax.models.plum import PlumConfig, build
 from plum_jax.objective import make_loss
 from plum_jax.optim import make_optimizer
 from plum_jax.params import merge, partition
-from plum_jax.train_step import init_state, make_train_step, sum_over
+from plum_jax.train_step import LEAVES, SKIPPED, init_state, make_train_step, sum_over
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TRAINABLE = r"^(?!clip|sam_encoder|llama/layers)"  # so that the frozen part is not empty
@@ -119,13 +119,49 @@ def test_gradients_can_be_summed_in_bfloat16(dtype, want):
     assert sums["loss"][0] == 263  # metrics are summed in float32 always
 
 
+def poisoned(params, frozen, batch, totals, key):
+    """Batch: {"x": float[rows], "gradient": bool[rows]}; where `gradient` is set the loss is finite and its gradient is not."""
+    bad = batch["gradient"].any()
+    loss = (params["a"] * batch["x"]).sum() + jnp.sqrt(jnp.where(bad, 0 * params["b"], 1.0)).sum() + params["b"].sum()
+    return loss, {"loss": (loss, 1.0)}
+
+
+@pytest.mark.parametrize("x, gradient, wrong", [(np.nan, False, [True, False]), (1.0, True, [False, True])])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step(x, gradient, wrong):
+    """A loss that is not a number, and a finite loss whose gradient is not: in one of two micro-batches each."""
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
+    step = make_train_step(poisoned, lambda batches: {}, tx)
+    fine = {"x": np.ones((2, 3), np.float32), "gradient": np.zeros((2, 3), bool)}
+    bad = jax.tree.map(np.copy, fine)
+    bad["x"][1, 2], bad["gradient"][1, 0] = x, gradient
+    state, sums = step(init_state({"a": jnp.ones(3), "b": jnp.ones(2)}, tx), {}, fine, KEY)
+    assert sums[SKIPPED][0] == 0 and not sums[LEAVES][0].any()
+    before = jax.device_get(state)
+    state, sums = step(state, {}, bad, KEY)
+    assert sums[SKIPPED][0] == 1 and sums[LEAVES][0].tolist() == wrong
+    assert np.isfinite(sums["loss"][0]) == gradient
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (before.params, before.opt_state))
+    assert state.step == before.step + 1
+    state, sums = step(state, {}, fine, KEY)
+    assert sums[SKIPPED][0] == 0 and all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert not np.array_equal(state.params["a"], before.params["a"])
+
+
+def test_a_norm_that_overflows_is_not_finite_either():
+    """Every gradient is a number, their squares are not: Adam would divide by infinity for ever after."""
+    loss_fn = lambda params, frozen, batch, totals, key: ((params["a"] * batch).sum(), {"loss": (0.0 * batch.sum(), 1.0)})  # noqa: E731
+    step = make_train_step(loss_fn, lambda batches: {}, optax.adam(0.1))
+    state, sums = step(init_state({"a": jnp.ones(3)}, optax.adam(0.1)), {}, jnp.full((1, 3), 1e30), KEY)
+    assert sums[SKIPPED][0] == 1 and state.params["a"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.slow
 def test_a_step_with_every_switch_of_the_reference():
     """Fine-tuning as it ran: bf16, ten micro-batches; the first update has the full rate, the second none (M 7.5)."""
     config = small_config(feedback=False)  # the loop is a third of the compilation, and no switch of training touches it
     config.loss.reference = 0.1
     config.optim.warmup_steps = 100
-    config.eval, config.vqa = {}, {}
+    config.eval, config.vqa, config.train = {}, {}, {}
     faithful(config, "ft")
     graphdef, shapes = build(PlumConfig.from_dict(config.model))
     tx, _ = make_optimizer(config.optim, 500)

@@ -4,11 +4,12 @@ Every axis has its own length, norms are off 1, biases and position tables off 0
 """
 
 import numpy as np
-from checkpoint_fixtures import parameters, tensors_of
+from checkpoint_fixtures import parameters
 from flax.traverse_util import unflatten_dict
 from model_fixtures import small_config
 
 from plum_jax.convert.keys import rules
+from tests.reference.published_names import tensors_of
 
 LORA = (3, 6.0)
 
@@ -31,29 +32,6 @@ def parity_config(**model):
     )  # fmt: skip
     config.model.update(model)
     return config
-
-
-def numbers(config):
-    """PlumConfig -> what the PyTorch transcription must be told beside the tensors."""
-    from tests.reference.torch_plum import Numbers
-
-    c = config
-    return Numbers(
-        llama_heads=c.llama.heads,
-        rms_epsilon=c.llama.epsilon,
-        rope_theta=c.llama.rope_theta,
-        lora_scale=c.llama.lora_alpha / max(c.llama.lora_rank, 1),
-        clip_heads=c.clip.heads,
-        clip_layers=c.clip.depth,
-        sam_heads=c.sam.heads,
-        sam_window=c.sam.window,
-        sam_global_blocks=tuple(c.sam.global_blocks),
-        decoder_heads=c.decoder.heads,
-        bio_heads=c.tagger.heads,
-        pooler_heads=c.feedback_heads,
-        image_start=c.llama.vocab_size - 2,
-        end=2,
-    )
 
 
 def random_model(config, seed=0):

@@ -224,7 +224,7 @@ def _seconds(processes):
 
 def configured(tokenizer):
     """-> (the config of the 13B mixture, where SAM sees every image, in batches of eight; its tokenizer)."""
-    config = load_config("plum:size=13b,stage=0shot")
+    config = load_config("plum:size=13b")
     config.data.update(grounded=(1, 1), global_batch=8, micro_batches=1)
     return config, load_tokenizer(tokenizer)
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plum_jax.models import feedback, sam_decoder
-from plum_jax.models.layers import attention, merge_heads, split_heads
+from plum_jax.models.attention import attention
+from plum_jax.models.layers import merge_heads, split_heads
 
 
 def decode_recomputing(prompt_encoder, mask_decoder, pooler, image_embeddings, span_embeds, span_valid):

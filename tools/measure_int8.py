@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.conversation import encode
-from data_pipelines.images import load_image
+from data_pipelines.images import boxed, load_image
 from data_pipelines.make import Arguments, make_dataset
 from data_pipelines.partonomy.records import conversations
 from plum_jax import cli, config_io, console
@@ -122,14 +122,13 @@ def measure(loaded, folder, split, max_images, accuracy):
     models = [Model(one) for one in both]
     questions = list(questions_of(folder, split, None, max_images)[1].values())
     correct = [next(c for c in conversations(q) if c.correct) for q in questions]
-    first = {q.image_path: c for q, c in reversed(list(zip(questions, correct, strict=True)))}  # one question per image
-    pixels = {path: load_image(Path(folder) / path) for path in first}
+    pictures = [(q.image_path, q.highlight_box) for q in questions]
+    first = dict(reversed(list(zip(pictures, correct, strict=True))))  # one question per picture
+    pixels = {picture: load_image(boxed(Path(folder) / picture[0], picture[1])) for picture in first}
     template = loaded.config.data.template
-    items = [
-        (pixels[q.image_path], encode(c.turns, loaded.tokenizer, template)) for q, c in zip(questions, correct, strict=True)
-    ]
+    items = [(pixels[p], encode(c.turns, loaded.tokenizer, template)) for p, c in zip(pictures, correct, strict=True)]
     prompts = [choice.turns[0][0].removeprefix("<image>\n") for choice in first.values()]
-    images = [pixels[path] for path in first]
+    images = [pixels[picture] for picture in first]
     result = {
         "bytes": dict(zip(("float", "int8"), (count_bytes(one.params) for one in both), strict=True)),
         "logits": compare_logits(models, items),

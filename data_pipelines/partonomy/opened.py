@@ -7,10 +7,14 @@ from data_pipelines import arrayrecord
 from data_pipelines.explanatory import stored_questions
 from data_pipelines.partonomy.records import question_file, read_questions
 from plum_jax.errors import UserError
+from plum_jax.paths import check_local
+
+LOCAL = "copy it with gcloud storage rsync -r, or mount the bucket with gcsfuse"
 
 
 def open_questions(folder, split):
     """-> QuestionFolder or QuestionBuild. The question file wins where a folder has both; UserError where it has neither."""
+    check_local(folder, LOCAL)
     folder = Path(folder)
     if not question_file(folder, split).is_file():
         here = (folder / "build.json").is_file()

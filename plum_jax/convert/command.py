@@ -11,6 +11,7 @@ EXAMPLES = """examples:
   plum convert --plum PLUM-13B --clip clip-vit-large-patch14 --out base
   plum convert --llava llava-llama-2-13b --sam sam_vit_h_4b8939.pth --clip clip-vit-large-patch14 --out base --verify
   plum convert --checkpoint run --to plum --out PLUM-13B-mine
+  plum convert --checkpoint run --to base --out base2
 
 docs/convert.md has a command for each format, what is kept and what is refused."""
 
@@ -21,16 +22,22 @@ def main(argv):
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; it must not exist")
     _add_sources(parser.add_argument_group("from PyTorch"))
-    back = parser.add_argument_group("to PyTorch")
+    back = parser.add_argument_group("to PyTorch, or a run to base weights")
     back.add_argument("--checkpoint", metavar="C", help="run folder or base weights")
     back.add_argument(
-        "--to", choices=("plum", "peft", "hf"), help="merged PLUM folder, LoRA adapter, or HF Llama and SAM folders"
+        "--to",
+        choices=("plum", "peft", "hf", "base"),
+        help="merged PLUM folder, LoRA adapter, HF Llama and SAM folders; base: what another run starts from",
     )
     back.add_argument(
         "--format", choices=("safetensors", "bin"), default="safetensors", help="of the shards (default safetensors)"
     )
     args = parser.parse_args(argv)
     _check(args)
+    if args.to == "base":
+        from plum_jax.convert.from_run import base_from_run
+
+        return base_from_run(args.checkpoint, args.out)
     if args.checkpoint:
         from plum_jax.convert.export import export
 
@@ -64,7 +71,7 @@ def _check(args):
     if len(given) != 1:
         raise UserError("give one of --plum, --llava (from PyTorch) or --checkpoint (to PyTorch); see plum convert --help")
     if bool(args.checkpoint) != bool(args.to):
-        raise UserError("--checkpoint and --to go together: plum convert --checkpoint C --to plum|peft|hf --out DIR")
+        raise UserError("--checkpoint and --to go together: plum convert --checkpoint C --to plum|peft|hf|base --out DIR")
     of_the_other = ("sam", "clip", "adapter", "merge_adapter", "verify", "tokenizer", "hf_config", "no_feedback", "ignore")
     extra = [name for name in of_the_other if getattr(args, name)] if args.checkpoint else []
     if extra:

@@ -47,7 +47,7 @@ def convert(args):
     print(f"Wrote {args.out} in {console.duration(time.monotonic() - began)}")
     out = shlex.quote(str(args.out))
     if assignment.missing:
-        print(f"Next: plum train --config=configs/plum.py --config.base={out} --config.data.folder=DIR --workdir=W")
+        print(f"Next: plum train --config=configs/plum.py --config.base={out} --config.data.root=DIR --workdir=W")
     else:
         print(f"Next: plum predict IMAGES --checkpoint={out} --prompt='What visible parts does ... have?' --out=preds")
     return 0
@@ -59,7 +59,7 @@ def _write(args, plan, model, assignment, writer):
     new_rows = _stream(model, assignment.jobs, writer, args.dtype)
     writer.commit()
     copy_tokenizer(plan.tokenizer, writer.folder / "tokenizer")
-    stored = _store_outputs(writer, model, assignment.missing)
+    stored = store_outputs(writer, model, assignment.missing)
     rows = _verify(plan, model, writer) if args.verify else None
     print("Hashing the sources...", flush=True)
     writer.finish(_config(args, plan), _about(args, plan, assignment, new_rows, rows))
@@ -104,7 +104,8 @@ def _reader(writer):
     return take
 
 
-def _store_outputs(writer, model, missing):
+def store_outputs(writer, model, missing):
+    """Writes check.npz, the outputs that loading compares, from the parameters that are written -> how many there are."""
     take = _reader(writer)
     params = {path: take(path, selfcheck.layers_of(model, path)) for path in selfcheck.parameters(model, missing)}
     outputs = selfcheck.outputs(model, missing, params, chosen=True)
@@ -133,8 +134,8 @@ def _verify(plan, model, writer):
 
 
 def _config(args, plan):
-    """The whole config of the folder: that of configs/plum.py around the model that was found."""
-    config = load_config("plum.py")
+    """The whole config of the folder: that of configs/partonomy.py around the model that was found."""
+    config = load_config("partonomy.py")
     config.name = "base"
     config.model = plan.model
     config.model.dtype = "bfloat16" if args.dtype == "bf16" else "float32"

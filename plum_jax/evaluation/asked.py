@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from data_pipelines.masks import segmentation_area
 from plum_jax.errors import UserError
 
 FILE_NAME = "questions.jsonl"
@@ -67,6 +68,7 @@ def read_questions(path):
         raise UserError(f"{path}: cannot be read ({error}); give a questions.jsonl of plum evaluate") from error
 
 
+TEXTS = {"id", "image_path", "prompt", "dataset", "name", "given"}
 FIELDS = {field.name for field in dataclasses.fields(Asked)}
 
 
@@ -79,13 +81,26 @@ def _parse(line, where):
         raise UserError(f"{where}: is not a question with id, image_path and prompt; give a questions.jsonl of plum evaluate")
     if entry.get("kind", MASK) not in (MASK, WORDS):
         raise UserError(f"{where}: kind is {entry['kind']!r}; use {MASK} or {WORDS}")
+    for name in TEXTS & entry.keys():
+        if not isinstance(entry[name], str):
+            raise UserError(f"{where}: {name} is {entry[name]!r}; give a text")
     for name in ("target", "ignore"):
-        rle = entry.get(name)
-        if rle is not None and not (isinstance(rle, dict) and "size" in rle and "counts" in rle):
-            raise UserError(f"{where}: {name} is not a mask in run lengths; write {{'size': [H, W], 'counts': text}}")
-    for name in ("groups", "span", "references"):
+        if entry.get(name) is not None:
+            _check_mask(entry[name], f"{where}: {name}")
+    for name, kind in (("groups", str), ("span", int), ("references", str)):
         if name in entry:
-            if not isinstance(entry[name], list):
-                raise UserError(f"{where}: {name} is {entry[name]!r}; give a list")
+            if not isinstance(entry[name], list) or not all(type(item) is kind for item in entry[name]):
+                raise UserError(
+                    f"{where}: {name} is {entry[name]!r}; give a list of {'texts' if kind is str else 'two numbers'}"
+                )
             entry[name] = tuple(entry[name])
+    if entry.get("kind") == WORDS and not entry.get("references"):
+        raise UserError(f"{where}: is a question for words without references; give the right answers")
     return Asked(**entry)
+
+
+def _check_mask(rle, where):
+    try:
+        segmentation_area({"size": rle["size"], "counts": rle["counts"]})
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UserError(f"{where} is not a mask in run lengths; write {{'size': [H, W], 'counts': text}}") from error

@@ -19,6 +19,7 @@ from plum_jax.switches import switch
 
 PREDICTIONS = "predictions.jsonl"
 METRICS = ("official", "contains")
+OUT_HELP = "folder for questions, predictions, scores and tables; a run that was stopped goes on there"
 
 
 def main(name, argv):
@@ -32,7 +33,7 @@ def main(name, argv):
     add_checkpoint_flags(parser, default="")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of the data, as in docs/benchmarks.md")
     parser.add_argument("--split", help="which split; see below")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR", help=OUT_HELP)
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--devices", type=int, metavar="N", help="split the images over N devices (default all of this host)")
     parser.add_argument("--batch-images", type=int, default=8, metavar="N", help="images at a time (default 8)")
@@ -72,11 +73,14 @@ def check(args):
 def make_questions(bench, name, args):
     """--questions-only: OUT/questions.jsonl and nothing else."""
     console.header(f"evaluate {name} --questions-only", args.out, device=False)
+    data = bench.open_data(args)  # a fault there shows before anything is written
+    if (Path(args.out) / PREDICTIONS).exists():  # which are about the questions that are there
+        raise UserError(f"{Path(args.out) / PREDICTIONS}: belongs to a run of plum evaluate; give another --out")
     with RunRecord(args.out, f"evaluate {name} --questions-only") as record:
-        data = bench.open_data(args)
         count = write_questions(Path(args.out) / FILE_NAME, data.questions)
         _note(record, data)
-    print(f"Wrote {Path(args.out) / FILE_NAME} ({count} questions{_left_out(data.skipped)})")
+    subset = console.only_first(args.max_images)
+    print(f"Wrote {Path(args.out) / FILE_NAME} ({console.counted(count, 'question')}{_left_out(data.skipped)}){subset}")
     print(f"Next: plum score {name} --predictions=FILE --reference={Path(args.out) / FILE_NAME}")
 
 
@@ -103,11 +107,13 @@ def evaluate(bench, name, args, overrides):
     results = evaluate_data(
         bench, name, Model(loaded), data, args.out, settings_of(args, loaded.config),
         sizes=Sizes(args.batch_images, 2 * args.batch_images), devices=local_devices(args.devices), record=record,
+        max_images=args.max_images,
     )  # fmt: skip
-    print(table(results, bench.columns))
+    print(table(results, bench.columns) + console.only_first(args.max_images))
     counts = results["counts"]
     print(
-        f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({counts['scored']} questions{_left_out(data.skipped)})"
+        f"Wrote {Path(args.out) / 'results.json'} and instances.jsonl ({console.counted(counts['scored'], 'question')}"
+        f"{_left_out(data.skipped)})"
     )
     print(f"Next: plum score {name} --predictions={Path(args.out) / PREDICTIONS} --reference={Path(args.out) / FILE_NAME}")
 
@@ -123,8 +129,9 @@ def settings_of(args, config=None):
 
 
 def evaluate_data(
-    bench, name, model, data, out, settings, *, sizes=None, devices=None, restart=False, record=None, log=sys.stderr
-):
+    bench, name, model, data, out, settings, *, sizes=None, devices=None, restart=False, record=None, log=sys.stderr,
+    max_images=None,
+):  # fmt: skip
     """Runs a model on an opened data set and scores it; a run that was stopped continues.
 
     Args:
@@ -132,7 +139,7 @@ def evaluate_data(
       sizes: asking.Sizes. devices: jax devices that share the images; None for the first one.
       restart: begin again where OUT holds predictions of another run, instead of refusing.
       record: RunRecord to enter once nothing can be refused any more.
-      log: where progress goes; None for silence.
+      log: where progress goes; None for silence. max_images: how many images `data` was cut to, for results.json.
 
     Returns:
       The dictionary of results.json.
@@ -169,6 +176,7 @@ def evaluate_data(
         )  # fmt: skip
         results["counts"]["left_out"] = dict(+data.skipped)
         results["settings"].update({key: about[key] for key in ("max_new_tokens", "min_score")}, calibrated=model.calibrated)
+        results["settings"]["max_images"] = max_images
         write_results(out, results, records)
     return results
 

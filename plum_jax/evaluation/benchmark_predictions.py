@@ -52,7 +52,7 @@ def _find(entry, questions, places):
     if entry.get("choice_scores"):
         raise Invalid("$.choice_scores is given, but these questions have no choices; leave it out")
     if "id" in entry:
-        if entry["id"] not in places:
+        if not isinstance(entry["id"], str) or entry["id"] not in places:
             raise Invalid(f"$.id is {show(entry['id'])}, which is no question of the reference; copy it from there")
         return places[entry["id"]]
     index = entry.get("index")

@@ -6,7 +6,7 @@ import sys
 from plum_jax import cli, console
 from plum_jax.errors import UserError
 from plum_jax.evaluation import benchmarks
-from plum_jax.evaluation.asked import read_questions
+from plum_jax.evaluation.asked import MASK, WORDS, read_questions
 from plum_jax.evaluation.benchmark_command import add_score_flags, score_records, settings_of, table
 from plum_jax.evaluation.benchmark_predictions import predictions_of
 from plum_jax.run_record import RunRecord, sha256_of
@@ -47,7 +47,7 @@ def main(name, argv=None):
     print(table(results, benchmarks.module(name).columns))
     counts = results["counts"]
     reasons = "".join(f", {n} left out: {reason}" for reason, n in counts["skipped"].items())
-    print(f"{counts['scored']} questions scored{reasons}")
+    print(f"{console.counted(counts['scored'], 'question')} scored{reasons}")
     print("Wrote nothing; pass --out=DIR" if args.out is None else f"Wrote {args.out}/results.json and instances.jsonl")
 
 
@@ -86,6 +86,10 @@ def read_reference(name, path):
     datasets = {question.dataset for question in questions}
     known = benchmarks.DATASETS[name]
     wrong = sorted(datasets - set(known))
+    kinds = {MASK, WORDS} if name == "hallucination" else {MASK} if name in benchmarks.WITH_MASKS else {WORDS}
+    other = next((question for question in questions if question.kind not in kinds), None)
+    if other is not None:
+        raise UserError(f"{path}: question {other.id} has the kind {other.kind}, which {name} does not have; correct it")
     if wrong:
         raise UserError(f"{path}: has questions of {wrong[0]!r}, which {name} does not have; it has {', '.join(known)}")
     return questions

@@ -6,11 +6,11 @@ on validation masks is: a false mask has IoU 0 there, so a low score also says "
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 
 from plum_jax.errors import UserError
+from plum_jax.paths import as_path
 from plum_jax.run_record import write_json
 
 FILE_NAME = "calibration.json"
@@ -104,7 +104,7 @@ def reliability(score, iou, bins=10):
 
 def place_of(checkpoint):
     """Where the curve of a checkpoint lies: beside checkpoints/<step> of a run, or in the folder of base weights itself."""
-    path = Path(checkpoint)
+    path = as_path(checkpoint)
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 

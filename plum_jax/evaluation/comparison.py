@@ -100,7 +100,15 @@ def compare(paired):
 
 
 def _compare(a, b, protocol):
-    ratios = [_ratios(side, protocol) for side in (a, b)]
+    return differences([record["image_path"] for record in a], *(_ratios(side, protocol) for side in (a, b)))
+
+
+def differences(images, *ratios):
+    """Metrics of two models on the same questions -> {metric: the numbers of `compare`}.
+
+    Args:
+      images: of each question. ratios: of a and of b, {metric: (above, below)}, float64[questions] each.
+    """
     names = [name for name in ratios[0] if any(side[name][1].any() for side in ratios)]
     if not names:
         return {}
@@ -108,10 +116,10 @@ def _compare(a, b, protocol):
     table = np.stack([np.stack([np.stack(side[name], -1) for side in ratios], 1) for name in names], 1)
     total = table.sum(0)
     values = bootstrap.ratio(total[..., 0], total[..., 1])
-    draws = bootstrap.resampled(bootstrap.sums_per_image([record["image_path"] for record in a], table))
+    draws = bootstrap.resampled(bootstrap.sums_per_image(images, table))
     drawn = bootstrap.ratio(draws[..., 0], draws[..., 1])
     single = bootstrap.ratio(table[..., 0], table[..., 1])
-    found = {}
+    found, several = {}, len(set(images)) > 1  # one image alone says nothing of others
     for k, name in enumerate(names):
         one, two = (None if np.isnan(x) else float(x) for x in values[k])
         known = single[:, k][~np.isnan(single[:, k]).any(-1)]
@@ -121,7 +129,7 @@ def _compare(a, b, protocol):
             "a": one,
             "b": two,
             "difference": None if one is None or two is None else two - one,
-            "interval_95": bootstrap.interval(drawn[:, k, 1] - drawn[:, k, 0]),
+            "interval_95": bootstrap.interval(drawn[:, k, 1] - drawn[:, k, 0]) if several else None,
             "better": better,
             "worse": worse,
             "equal": len(known) - better - worse,

@@ -13,6 +13,7 @@ from plum_jax import __version__, console
 from plum_jax.errors import UserError
 from plum_jax.evaluation import calibration, partonomy
 from plum_jax.evaluation.journal import Journal
+from plum_jax.evaluation.part_names import synonyms_of
 from plum_jax.evaluation.prediction import GENERATED, GT_ANSWER, GT_SPANS, OWN
 from plum_jax.evaluation.question_set import check_readable, questions_of
 from plum_jax.evaluation.targets import image_hw
@@ -32,7 +33,7 @@ CHEAP = ("published", "end_to_end")  # what quickstart reports: no decoding toke
 
 def evaluate_folder(
     loaded, folder, split, out, *, question_types=None, max_images=None, calibrate=False, sizes=None, log=sys.stderr,
-    protocols=CHEAP, devices=None, changed="refuse", record=None,
+    protocols=CHEAP, devices=None, changed="refuse", record=None, synonyms=None,
 ):  # fmt: skip
     """Runs a model over one split and scores it: OUT/predictions.jsonl -> OUT/instances.jsonl -> OUT/results.json.
 
@@ -46,6 +47,7 @@ def evaluate_folder(
       sizes: runner.Sizes. log: where progress goes; None for silence.
       protocols: of PROTOCOLS. devices: jax devices that share the images; None for the first one.
       changed: "refuse" or "restart" when OUT holds predictions of another model, data or setting.
+      synonyms: file of part names that mean the same, for what is compared by rules.
       record: RunRecord to enter once nothing can be refused any more: a refused run leaves that of the run before it alone.
 
     Returns:
@@ -66,12 +68,13 @@ def evaluate_folder(
     about = settings_of(model, source, split, question_types, max_images, protocols)
     journal = Journal(out, about, runner.order, changed)
     switches = {name: switch(model.config.eval, f"eval.{name}") for name in SWITCHES}
+    key, synonyms = synonyms_of(synonyms)
     with record or contextlib.nullcontext():
-        tally = Tally(partonomy.Scorer(split, source, switches), folder, questions)
+        tally = Tally(partonomy.Scorer(split, source, switches, key), folder, questions)
         _run(runner, folder, journal, tally, f"evaluate {split}", log)
         records = tally.finish()
         results = {
-            **_results(records, model, source, split, about, switches),
+            **_results(records, model, source, split, about, switches, synonyms),
             "seconds": round(time.monotonic() - began, 3),
             "calibration": _calibrate(model, records, calibrate),
         }
@@ -93,7 +96,7 @@ def _run(runner, folder, journal, tally, label, log):
                 bar.update(len(predictions))
 
 
-def _results(records, model, source, split, about, switches):
+def _results(records, model, source, split, about, switches, synonyms):
     """results.json but for the time and the calibration."""
     return {
         "benchmark": "partonomy",
@@ -104,7 +107,8 @@ def _results(records, model, source, split, about, switches):
         "summary": partonomy.summary(records, grounding=switches["grounding"], match=switches["match"]),
         "counts": partonomy.counts(records),
         "settings": {
-            **switches, "min_score": model.min_score, "calibrated": model.calibrated, "protocols": about["protocols"],
+            **switches, "min_score": model.min_score, "calibrated": model.calibrated,
+            **{key: about[key] for key in ("protocols", "question_types", "max_images")}, "synonyms": synonyms,
         },
         "version": __version__,
         "command": " ".join(sys.argv),
@@ -147,7 +151,7 @@ class Tally:
     def _warn(self, image_path):
         self.faulty.append(image_path)
         path, n = Path(self.folder) / image_path, self.images[image_path]
-        print(f"warning: {path}: is missing or not a readable image; its {n} questions are skipped", file=sys.stderr)
+        print(f"warning: {path}: is missing or not a readable image; {console.counted(n, 'question')} skipped", file=sys.stderr)
         check_readable(self.faulty, len(self.images), self.folder, self.scorer.source)
 
     def finish(self):

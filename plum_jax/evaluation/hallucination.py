@@ -2,7 +2,8 @@
 
 In the way of POPE (Li et al., EMNLP 2023): to the visible parts of an image come as many absent ones, drawn at random, by how
 frequent they are in the file (popular), or by how often they occur together with the parts that are there (adversarial).
-About each part there are two questions: whether it is visible, and to segment it.
+About each part there are two questions: whether it is visible, and to segment it. They are about the whole image and all of
+its objects, so no box is drawn into it.
 """
 
 import collections
@@ -13,7 +14,7 @@ import numpy as np
 
 from data_pipelines.masks import decode_segmentation, encode_rle
 from data_pipelines.naming import fill
-from data_pipelines.partonomy.records import question_file, read_questions
+from data_pipelines.partonomy.records import read_questions
 from data_pipelines.templates.semantic import ANSWERS, QUESTIONS
 from plum_jax.errors import UserError
 from plum_jax.evaluation import prompts
@@ -21,6 +22,7 @@ from plum_jax.evaluation.asked import WORDS, Asked
 from plum_jax.evaluation.benchmarks import Data
 from plum_jax.evaluation.mask_tables import OPEN, TEACHER_FORCED, by_group, of_protocol
 from plum_jax.evaluation.pope import yes_no_of
+from plum_jax.evaluation.question_set import question_path
 from plum_jax.evaluation.vqa_files import POPE_SPLITS, YES_NO
 
 IS_VISIBLE = "Is this part visible in the image: {name}?"
@@ -55,7 +57,9 @@ def add_flags(parser):
 def open_data(args):
     if args.per_image < 1:
         raise UserError(f"--per-image {args.per_image}: is too small; give 1 or more")
-    path = question_file(args.data, args.split)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: is negative; give 0 or more")
+    path = question_path(args.data, args.split)
     visible = visible_parts(read_questions(path))
     skipped = collections.Counter()
     questions = _questions(visible, args, prompts.template(args.question, QUESTIONS[0]), path, skipped)

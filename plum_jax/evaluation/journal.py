@@ -55,7 +55,7 @@ class Journal:
         except (FileNotFoundError, ValueError):
             return f"predictions without a readable {META}"
         changed = sorted(key for key in {*self.about, *found} if found.get(key) != self.about.get(key))
-        return f"a run with another {', '.join(changed)}" if changed else None
+        return f"a run that differs in {', '.join(changed)}" if changed else None
 
     def _read(self, order):
         """Reads the complete lines and cuts off one that was being written when the run was stopped."""

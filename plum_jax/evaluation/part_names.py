@@ -56,3 +56,20 @@ def distinct_matches(predicted, reference, key=exact):
     must not help."""
     said, wanted = ({key(name) for name in names} for names in (predicted, reference))
     return len(said & wanted), len(said), len(wanted)
+
+
+def add_synonyms_flag(parser):
+    """--synonyms, of the commands that score."""
+    parser.add_argument(
+        "--synonyms", metavar="FILE", help="YAML list of groups of part names that mean the same: - [tire, tyre]"
+    )
+
+
+def synonyms_of(path):
+    """File of --synonyms -> (SynonymKey, {"path", "sha256"} for results.json); None -> (None, None). UserError: a bad file."""
+    if path is None:
+        return None, None
+    from data_pipelines.partonomy.synonyms import read_synonyms
+    from plum_jax.run_record import sha256_of
+
+    return read_synonyms(path), {"path": str(path), "sha256": sha256_of(path)}

@@ -147,4 +147,5 @@ def _asked(question):
         "correct": question.correct,
         "object_choices": None if question.object_answer_choices is None else list(question.object_answer_choices),
         "object_correct": question.object_correct,
+        "highlight_box": None if question.highlight_box is None else list(question.highlight_box),
     }

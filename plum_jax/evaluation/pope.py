@@ -26,6 +26,8 @@ def open_data(args):
     for split in splits:
         if split not in POPE_SPLITS:
             raise UserError(f"--split {split}: POPE has {', '.join(POPE_SPLITS)}")
+    if len(set(splits)) < len(splits):
+        raise UserError(f"--split {args.split}: names a split twice; give each once")
     return open_files(args, POPE, ",".join(splits), [question_file(POPE, split) for split in splits])
 
 

@@ -25,9 +25,12 @@ def _schema():
 @functools.cache
 def _validator(name):
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
+    whole = lambda _, value: type(value) is int  # noqa: E731, the standard takes 1.0 as well, which is no place in a list
+    kinds = Draft202012Validator.TYPE_CHECKER.redefine("integer", whole)
     schema = _schema()
-    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]})
+    return extend(Draft202012Validator, type_checker=kinds)({"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]})
 
 
 def check(value, name="prediction"):

@@ -1,5 +1,7 @@
 """What `plum score` prints: every protocol and question type, in percent, and what was missing."""
 
+from plum_jax.console import counted
+
 TITLES = {
     "published": "Published protocol: correct answer, given spans, masks paired by position",
     "middle": "Middle protocol: correct answer, the model's spans, a missing mask counts 0",
@@ -54,13 +56,15 @@ def _percent(value):
 
 def account(counts):
     """`counts` of results.json -> lines: nothing is left out in silence."""
-    lines = [f"{counts['predicted']} predictions, {counts['scored']} questions scored"]
+    lines = [f"{counted(counts['predicted'], 'prediction')}, {counted(counts['scored'], 'question')} scored"]
     way = {"wrong": "counted as wrong, masks as IoU 0", "left_out": "left out"}[counts["missing_counts_as"]]
-    lines += [f"missing: {n} questions, {reason.replace('_', ' ')}: {way}" for reason, n in counts["missing"].items()]
-    lines += [f"incomplete: {n} predictions without {what}: {way}" for what, n in counts["incomplete"].items()]
+    lines += [
+        f"missing: {counted(n, 'question')}, {reason.replace('_', ' ')}: {way}" for reason, n in counts["missing"].items()
+    ]
+    lines += [f"incomplete: {counted(n, 'prediction')} without {what}: {way}" for what, n in counts["incomplete"].items()]
     told = set(counts["missing"])
     lines += [
-        f"not scored: {n} questions, {reason.replace('_', ' ')}"
+        f"not scored: {counted(n, 'question')}, {reason.replace('_', ' ')}"
         for reason, n in counts["skipped"].items()
         if reason not in told
     ]

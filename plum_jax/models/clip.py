@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.layers import LayerNorm, Linear, attention, make_stack, merge_heads, quick_gelu, run_stack, split_heads
+from plum_jax.models.attention import attention
+from plum_jax.models.layers import LayerNorm, Linear, make_stack, merge_heads, quick_gelu, run_stack, split_heads
 from plum_jax.models.patches import PatchConv, sincos_positions, to_patches
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

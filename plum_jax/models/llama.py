@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.layers import Linear, RMSNorm, attention, make_stack, merge_heads, run_stack, split_heads, to_int8
+from plum_jax.models.attention import attention
+from plum_jax.models.layers import Linear, RMSNorm, make_stack, merge_heads, run_stack, split_heads, to_int8
 from plum_jax.precision import rounded
 from plum_jax.sharding import split_rows
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.layers import LayerNorm, Linear, attention, gelu, make_stack, merge_heads, split_heads
+from plum_jax.models.attention import attention
+from plum_jax.models.layers import LayerNorm, Linear, gelu, make_stack, merge_heads, split_heads
 from plum_jax.models.patches import PatchConv, PatchUpConv, to_patches
 from plum_jax.precision import rounded
 

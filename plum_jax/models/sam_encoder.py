@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.layers import UNIFORM, LayerNorm, Linear, attention, gelu, make_stack, merge_heads, run_stack, split_heads
+from plum_jax.models.grid_attention import grid_attention
+from plum_jax.models.layers import UNIFORM, LayerNorm, Linear, gelu, make_stack, merge_heads, run_stack, split_heads
 from plum_jax.models.patches import PatchConv, from_patches, sincos_positions, to_patches
 
 MEAN = (123.675, 116.28, 103.53)
@@ -60,24 +61,14 @@ class SamAttention(nnx.Module):
         self.heads = config.heads
 
     def __call__(self, x):
-        """The bias rel_h[q, y] + rel_w[q, x] is itself a dot product: rel_h and rel_w join q, one-hot rows and columns k.
-
-        Any attention kernel then applies and nothing of size K^2 x K^2 is written for the bias. rel uses the unscaled q.
-        """
-        b, size, _, _ = x.shape
+        """The positions of a query are seen through rel_h and rel_w, products of it with one vector per row or column offset;
+        it is not scaled in them."""
+        size = x.shape[1]
         q, k, v = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         offset = jnp.arange(size)[:, None] - jnp.arange(size) + size - 1  # row: of the query, column: of the key
         rel_h = jnp.einsum("byxnh,yjh->byxnj", q, self.rel_pos_h[...].astype(x.dtype)[offset])
         rel_w = jnp.einsum("byxnh,xjh->byxnj", q, self.rel_pos_w[...].astype(x.dtype)[offset])
-        eye = jnp.eye(size, dtype=x.dtype)[:, None]
-        head = q.shape[-1]
-        wide = -(head + 2 * size) % 8 + head + 2 * size  # fused kernels want a multiple of 8
-        q = jnp.concatenate([q * head**-0.5, rel_h, rel_w], -1) * wide**0.5  # attention divides by sqrt(wide)
-        rows, columns = (jnp.broadcast_to(e, (b, size, size, self.heads, size)) for e in (eye[:, None], eye))
-        k = jnp.concatenate([k, rows, columns], -1)
-        q, k, v = (jnp.pad(a, [(0, 0)] * 4 + [(0, wide - a.shape[-1])]).reshape(b, -1, self.heads, wide) for a in (q, k, v))
-        y = attention(q, k, v)[..., :head]
-        return self.out_proj(merge_heads(y)).reshape(x.shape)
+        return self.out_proj(merge_heads(grid_attention(q, k, v, rel_h, rel_w))).reshape(x.shape)
 
 
 class SamBlock(nnx.Module):

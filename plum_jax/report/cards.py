@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from data_pipelines.images import load_image
+from data_pipelines.images import boxed, load_image
 from data_pipelines.masks import decode_segmentation
 from plum_jax.errors import UserError
 from plum_jax.report.pictures import COLOURS, jpeg_uri, mask_uri, pin
@@ -58,7 +58,7 @@ def make_card(instance, root, score_key, label=""):
     """Instance -> Card. `root`: folder of the data; `score_key`: the scores that chose the answer; `label`: of the model."""
     picture, size, problem = "", None, ""
     try:
-        picture, size = jpeg_uri(load_image(_inside(root, instance.image_path)))
+        picture, size = jpeg_uri(load_image(boxed(_inside(root, instance.image_path), instance.highlight_box)))
     except UserError as error:
         problem = str(error)
     phrases, apart, missed = _phrases(instance, size)

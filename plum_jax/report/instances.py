@@ -41,6 +41,7 @@ class Instance:
     gt_parts: list[str]
     gt_masks: list[dict]
     gt_areas: list[float] | None  # shares of the image that the masks cover; older files do not have them
+    highlight_box: tuple | None  # x0, y0, x1, y1, drawn into the picture: the object that is meant; older files do not have it
     protocol: str  # what answer, spans and scores below are of: end_to_end, or the first of BLOCKS that there is
     answer: str
     spans: list[Span]
@@ -100,6 +101,7 @@ def _instance(row):
         gt_parts=[str(p) for p in row["gt_parts"]],
         gt_masks=[_mask(mask) for mask in row["gt_masks"]],
         gt_areas=_areas(row.get("gt_areas"), row["gt_parts"]),
+        highlight_box=_box(row.get("highlight_box")),
         protocol=protocol,
         answer=str(block.get("answer") or _answer(row, protocol, predicted)),
         spans=[_span(s) for s in block.get("spans") or []],
@@ -133,6 +135,12 @@ def _areas(held, parts):
     """One share for each part, or None."""
     good = isinstance(held, list) and len(held) == len(parts) and all(number(x) is not None for x in held)
     return held if good else None
+
+
+def _box(held):
+    """Four whole numbers, or None."""
+    good = isinstance(held, list) and len(held) == 4 and all(type(side) is int for side in held)
+    return tuple(held) if good else None
 
 
 def _mask(held):

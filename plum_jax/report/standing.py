@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from plum_jax.console import counted
 from plum_jax.report.published import CORE, SUBSETS
 
 PROTOCOLS = {  # key of results.json -> name, what is given to the model
@@ -55,7 +56,7 @@ def reasons(evaluation, protocol):
         found.append("only the first images of the file (--max-images)")
     skipped = sum(n for reason, n in evaluation.skipped.items() if reason != TYPE_NOT_ASKED)
     if skipped:
-        found.append(f"{skipped:,} questions are skipped")
+        found.append(f"{counted(skipped, 'question')} skipped")
     return found
 
 

@@ -1,6 +1,6 @@
 """The programs of an answer as StableHLO: what each takes and gives, with symbols for the sizes that vary.
 
-`attention` takes its portable path in them, whatever the machine that exports: their batch size is a symbol.
+`attention` leaves them to XLA, on all platforms and whatever the machine that exports: their batch size is a symbol.
 """
 
 import inspect

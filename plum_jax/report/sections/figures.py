@@ -16,9 +16,18 @@ CURVES = {  # column of metrics.csv -> title, explanation
     "tag_accuracy": ("tag accuracy", "tokens of phrases tagged right"),
     "mask_iou": ("mask IoU", "of the training masks, phrases given"),
     "grad_norm": ("gradient norm", "before clipping"),
+    "skipped_steps": ("skipped updates", "a loss or a gradient was not finite"),
     "lr": ("learning rate", ""),
     "images_per_second": ("images per second", ""),
     "data_wait": ("waiting for data", "share of the time of a step"),
+    "val_gmiou_macro": ("validation: masks", "IoU end to end, mean over questions"),
+    "val_gmiou_micro": ("validation: masks, per mask", "IoU end to end, mean over masks"),
+    "val_gmiou_macro_published": ("validation: masks, published protocol", "IoU, mean over questions"),
+    "val_false_mask_rate": ("validation: false masks", "share of the masks, of no visible part"),
+    "val_part_accuracy": ("validation: right list of parts", "share of the questions"),
+    "val_object_accuracy": ("validation: right object", "share of the questions"),
+    "val_span_f1": ("validation: phrases found", "F1, exact boundaries"),
+    "val_text_loss": ("validation: text", "cross-entropy of held-out conversations, per token"),
 }
 LOGARITHMIC = {"loss", "language", "tag", "shape", "bce", "patch", "reference"}
 NOT_CURVES = {"step", "time", "seconds", "elapsed", "epoch"}
@@ -30,7 +39,7 @@ def training(subject):
     names = [n for n in CURVES if n in metrics] + sorted(n for n in metrics if n not in CURVES and n not in NOT_CURVES)
     steps = metrics.get("step") or list(range(1, len(next(iter(metrics.values()), [])) + 1))
     charts = []
-    for name in names:
+    for name in (n for n in names if n != "skipped_steps" or any(metrics[n])):
         title, explain = CURVES.get(name, (name.replace("_", " ").replace("/", ": "), ""))
         svg = line_chart(title, steps, metrics[name], log=name in LOGARITHMIC)
         if svg:

@@ -1,0 +1,1 @@
+"""What a step needs on hardware that need not be there: compiled for it, never run (`plum plan`)."""
