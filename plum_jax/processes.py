@@ -121,33 +121,35 @@ def _number(env, name, default, *, low=1, high=None):
 def _wait_for_process_0(address, seconds):
     """Until process 0 listens; jax would wait in C++ and abort. UserError after `seconds`."""
     host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"JAX_COORDINATOR_ADDRESS: process 0 did not answer at {address} within {seconds} s ({error}); start the "
-                    "command there too, or correct the address"
-                ) from error
-        time.sleep(0.5)
+    error = _try_for(seconds, lambda: socket.create_connection((host.strip("[]"), int(port)), timeout=5))
+    if error:
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS: process 0 did not answer at {address} within {seconds} s ({error}); start the "
+            "command there too, or correct the address"
+        ) from error
 
 
 def _wait_for_port(address, seconds):
     """Until the port of process 0 is free: a process of an earlier run may still be ending. jax would crash on a taken one."""
-    port, deadline = int(address.rpartition(":")[2]), time.monotonic() + min(seconds, 60)
+    port = int(address.rpartition(":")[2])
+    error = _try_for(min(seconds, 60), lambda: socket.create_server(("", port)))
+    if error:
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS: port {port} of this host cannot be opened ({error.strerror}); end the program "
+            "that has it, or give another port on all hosts"
+        ) from error
+
+
+def _try_for(seconds, connect):
+    """None as soon as a socket can be made, which is closed again; the error of the last trial after `seconds`."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            socket.create_server(("", port)).close()
-            return
+            connect().close()
+            return None
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"JAX_COORDINATOR_ADDRESS: port {port} of this host cannot be opened ({error.strerror}); end the program "
-                    "that has it, or give another port on all hosts"
-                ) from error
+                return error
         time.sleep(0.5)
 
 

@@ -47,7 +47,10 @@ class Launch:
         self.started += processes
         return processes
 
-    def stop(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         for process in self.started:
             if process.poll() is None:
                 process.kill()

@@ -1,5 +1,6 @@
 """Names of slices, and the devices that a plan is made for."""
 
+import importlib.util
 import platform
 import sys
 

@@ -30,9 +30,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    launch = Launch(tmp_path_factory.mktemp("cache"))
-    yield launch
-    launch.stop()
+    with Launch(tmp_path_factory.mktemp("cache")) as launch:
+        yield launch
 
 
 @pytest.fixture(scope="module")
