@@ -9,6 +9,8 @@ import pytest
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu asks the network which TPU it is on otherwise
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # as many processes compile for TPUs as run tests
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network
 # Many tests compile the same programs, and so does every process that they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"plum_jax_tests_{os.getuid()}"))

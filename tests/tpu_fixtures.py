@@ -1,19 +1,14 @@
 """Compiling for TPUs that are not there: libtpu's compiler runs on any machine."""
 
-import os
 import warnings
 
-import jax
-from jax.sharding import AxisType
+from plum_jax.planning.chips import open_target
+from plum_jax.sharding import AXES, make_mesh
 
 
 def tpu_mesh(*sizes, topology="v5e:2x4"):
     """A mesh data, fsdp, tensor over the chips of a topology."""
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu asks the network which TPU it is on otherwise
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return make_mesh(dict(zip(AXES, sizes, strict=True)), open_target(topology).devices)
 
 
 def compiled_text(lowered):
