@@ -136,6 +136,7 @@ def table(summary):
     for name, m in summary["by_question_type"].items():
         cells = [show(m[key]) for key in (*columns, "false_mask_rate")] + [f"{m['n_instances']:10d}"]
         lines.append(f"{name:<28} " + " ".join(cells))
+    lines.append("In percent: end to end, but for `published`, the gmIoU mac of that protocol; results.json has all protocols")
     return "\n".join(lines)
 
 

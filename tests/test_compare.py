@@ -269,3 +269,14 @@ def test_unlike_evaluations_are_refused(pair, tmp_path):
     other = words(tmp_path / "a", ["yes"] * 6)
     with pytest.raises(UserError, match="is an evaluation of partonomy, .* of pope; give two of the same benchmark"):
         compare.compare_folders(pair[0], other)
+
+
+def test_part_names_of_generated_answers_are_compared(pair):
+    def side(matches):
+        records = compare.read(pair[1])[0]
+        block = {"pair_ious": {}, "span_counts": None, "false_masks": 0, "masks": 0, "named_parts": {"exact": [matches, 4, 5]}}
+        return [{**record, "generation": block} for record in records]
+
+    found = comparison.compare(comparison.pair(side(2), side(3)))[WITH_LABEL]["generation"]
+    assert (found["part_text.precision"]["a"], found["part_text.precision"]["b"]) == (0.5, 0.75)
+    assert found["part_text.recall"]["difference"] == pytest.approx(0.2)

@@ -1,7 +1,7 @@
 """A study of PLUM's design on the synthetic data, in one command: trains and evaluates five variants of the tiny model.
 
     python -m tools.study --out study                      # 600 steps, 5 variants x 3 seeds: some hours on two cores
-    python -m tools.study --out study --steps 300 --images 100 --table benchmarks
+    python -m tools.study --out study300 --steps 300 --table benchmarks  # half of that: the committed table
 
 The variants differ in one thing each from the first: feedback on, tagged spans, KL weight 0.1. Stopped at any time, the same
 command goes on. OUT/runs/VARIANT-SEED are run folders; OUT/study.json and OUT/study.md are written after every run.

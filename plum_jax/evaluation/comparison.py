@@ -156,6 +156,9 @@ def _ratios(records, protocol):
         named = [(named_parts(r, part), r["gt_parts"]) for r in records]
         counts = [None if said is None else (text.part_matches(said, wanted), len(said), len(wanted)) for said, wanted in named]
         found.update({".".join(path): ratio for path, ratio in headline.text_ratios("part_text", counts).items()})
+    if protocol == "generation":
+        named = [(b.get("named_parts") or {}).get("exact") for b in blocks]
+        found.update({".".join(path): ratio for path, ratio in headline.text_ratios("part_text", named).items()})
     if protocol != "published":
         spans = [b.get("span_counts") for b in blocks]
         counts = [s and (s["matched"], s["predicted"], s["target"]) for s in spans]

@@ -87,6 +87,8 @@ def _run(runner, folder, journal, tally, label, log):
     """Every question into the tally: those that are done from the journal, the others through the model into the journal."""
     tally.add(journal.done)
     total, start = len(runner.questions), len(journal.done)
+    if log and start:
+        print(f"Going on: {start:,} of {console.counted(total, 'question')} are answered already", file=log)
     bar = console.Progress(total=total, label=label, unit="q", start=start, stream=log) if log else None
     with bar or contextlib.nullcontext():
         for predictions in runner.run(folder, start):

@@ -57,7 +57,8 @@ def _percent(value):
 def account(counts):
     """`counts` of results.json -> lines: nothing is left out in silence."""
     lines = [f"{counted(counts['predicted'], 'prediction')}, {counted(counts['scored'], 'question')} scored"]
-    way = {"wrong": "counted as wrong, masks as IoU 0", "left_out": "left out"}[counts["missing_counts_as"]]
+    wrong = "counted as wrong, masks as IoU 0 (--ignore-missing leaves them out)"
+    way = {"wrong": wrong, "left_out": "left out"}[counts["missing_counts_as"]]
     lines += [
         f"missing: {counted(n, 'question')}, {reason.replace('_', ' ')}: {way}" for reason, n in counts["missing"].items()
     ]
