@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tpu_fixtures import compiled_text, kernels_in, tpu_mesh
 
 from plum_jax.models import attention, splash
+from plum_jax.models.dense_attention import dense_attention
 
 
 def array(seed, *shape):
@@ -49,7 +50,8 @@ def test_attention_with_bias_and_with_mask():
     ], 1)  # fmt: skip
     np.testing.assert_allclose(attention.attention(q, k, v), want, atol=1e-5)
     weight = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k) / 2 + bias)
-    np.testing.assert_allclose(attention.attention(q, k, v, bias=bias), jnp.einsum("bnts,bsnh->btnh", weight, v), atol=1e-5)
+    got = dense_attention(q, k, v, (bias[..., None, :],))
+    np.testing.assert_allclose(got, jnp.einsum("bnts,bsnh->btnh", weight, v), atol=1e-5)
     mask = np.random.default_rng(4).random((2, 1, 3, 7)) < 0.5
     mask[..., 0] = True
     np.testing.assert_allclose(attention.attention(q, k, v, mask=mask), plain_attention(q, k, v, mask[:, 0]), atol=1e-5)
@@ -185,13 +187,12 @@ def test_a_program_for_a_tpu_has_its_kernels_and_exchanges_nothing_in_them():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "queries", "given"),
-    [("float32", 256, {}), ("bfloat16", 7, {}), ("bfloat16", 256, {"bias": 0}), ("bfloat16", 256, {"mask": 1})],
+    ("dtype", "queries", "given"), [("float32", 256, {}), ("bfloat16", 7, {}), ("bfloat16", 256, {"mask": True})]
 )
-def test_what_the_kernels_do_not_take_is_left_to_xla(monkeypatch, dtype, queries, given):
+def test_what_the_kernels_do_not_take_is_left_to_the_formula(monkeypatch, dtype, queries, given):
     monkeypatch.setattr(attention, "_tpu_in_reach", lambda: True)
     x, y = (jnp.zeros((2, t, 2, 64), dtype) for t in (queries, 256))
-    given = {name: jnp.full((2, 1, queries, 256), value, bool if name == "mask" else dtype) for name, value in given.items()}
+    given = {name: jnp.full((2, 1, queries, 256), value) for name, value in given.items()}
     assert "pallas_call" not in str(jax.make_jaxpr(lambda: attention.attention(x, y, y, **given))())
     x = x.astype(jnp.bfloat16)
     if queries > 128:
@@ -247,5 +248,35 @@ def test_a_batch_that_is_a_symbol_is_exported_without_a_kernel_for_all_platforms
     exported = jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(x)
     assert not [name for name in ("tpu_custom_call", "__cudnn") if name in exported.mlir_module()]
     y = array(0, 3, 128, 2, 64).astype(jnp.bfloat16)
-    want = jax.nn.dot_product_attention(y, y, y, is_causal=True)
-    np.testing.assert_array_equal(exported.call(y).astype(jnp.float32), want.astype(jnp.float32))
+    got = exported.call(y).astype(jnp.float32)
+    np.testing.assert_array_equal(got, attention.attention(y, y, y, causal=True).astype(jnp.float32))
+    np.testing.assert_allclose(got, formula(*[y.astype(jnp.float32)] * 3, None, causal=True), atol=0.02)
+
+
+def dense_gradients(function, q, k, v, parts, out):
+    return jax.jit(jax.grad(lambda *arrays: (function(*arrays) * out).sum(), argnums=(0, 1, 2, 3)))(q, k, v, parts)
+
+
+@pytest.mark.parametrize("given", [{}, {"causal": True, "lengths": (6, 1, 4)}, {"masked": True}], ids=str)
+def test_the_gradient_of_the_formula_is_that_of_automatic_differentiation(given):
+    """Of queries, keys, values and both parts of a bias, with everything that hides a key."""
+    q, k, v, out = array(0, 3, 6, 2, 5), array(1, 3, 6, 2, 5), array(2, 3, 6, 2, 5), array(3, 3, 6, 2, 5)
+    parts = array(4, 3, 2, 6, 2, 1), array(5, 3, 2, 6, 1, 3)
+    causal, lengths = given.get("causal", False), given.get("lengths")
+    lengths = None if lengths is None else jnp.array(lengths, jnp.int32)
+    mask = np.random.default_rng(6).random((3, 1, 6, 6)) < 0.5 if given.get("masked") else None
+    if mask is not None:
+        mask[..., 0] = True
+
+    def plain(q, k, v, parts):
+        logits = jnp.einsum("btnh,bsnh->bnts", q, k) / q.shape[-1] ** 0.5 + sum(parts).reshape(3, 2, 6, 6)
+        seen = np.ones((3, 1, 6, 6), bool) if mask is None else mask
+        seen = seen & (np.tri(6, dtype=bool) if causal else True)
+        if lengths is not None:
+            seen = seen & (np.arange(6) < np.asarray(lengths)[:, None, None, None])
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), v)
+
+    got = dense_gradients(lambda q, k, v, parts: dense_attention(q, k, v, parts, mask, lengths, causal), q, k, v, parts, out)
+    want = dense_gradients(plain, q, k, v, parts, out)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6 * max(1, np.abs(b).max()))

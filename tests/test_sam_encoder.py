@@ -124,7 +124,7 @@ def test_the_wide_form_of_the_tpu_kernel_equals_the_form_with_a_bias():
 
 def test_every_block_of_a_program_for_tpu_is_a_kernel():
     """A window of 14 has 196 positions, the grid of 16 has 256; the stacks are loops, so that each kernel is there once."""
-    config = dataclasses.replace(CONFIG, image_size=64, width=160, depth=4, window=14, global_blocks=(1, 3))
+    config = dataclasses.replace(CONFIG, image_size=64, width=160, depth=8, window=14, global_blocks=(1, 3, 5, 7))
     graphdef, params = nnx.split(nnx.eval_shape(lambda: sam_encoder.SamEncoder(config, rngs=nnx.Rngs(0))))
     mesh = tpu_mesh(8, 1, 1)
     whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))

@@ -33,7 +33,9 @@ def training():
         trainable, frozen = partition(jax.tree.map(jnp.array, small_model()[2]), TRAINABLE)
         return init_state(trainable, tx), frozen
 
-    return step, new_state, random_batch(small_config(), images=4, conversations=1)
+    batch = random_batch(small_config(), images=4, conversations=1, length=16)
+    assert batch.span_valid[0].all()  # three masks: the weights of the feedback have a gradient from the third on
+    return step, new_state, batch
 
 
 KEY = jax.random.key(0)

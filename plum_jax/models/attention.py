@@ -4,9 +4,9 @@
 | --- | --- | --- |
 | CUDA, Ampere or newer | flash attention of cuDNN | bfloat16, head size a multiple of 8, at most 256 (128 before Hopper) |
 | TPU | splash attention | bfloat16, at least 128 queries and keys, any head size |
-| anything else, or with a bias or a mask | XLA | everything |
+| anything else, or with a mask | the formula (`dense_attention`) | everything |
 
-float32 stays with XLA, which honours the precision of matrix products that is set. So do sizes that are symbols
+float32 stays with the formula, which honours the precision of matrix products that is set. So do sizes that are symbols
 (`plum export`): such a program is for any size on any platform.
 
 The choice falls where a program is lowered and for the platform that it is lowered for: a CPU compiles programs for TPU,
@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from plum_jax.models.dense_attention import dense_attention
 from plum_jax.sharding import ROWS
 
 HEADS = "tensor"  # the mesh axis that the weights of heads are split over
 
 
-def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
+def attention(q, k, v, *, causal=False, lengths=None, mask=None):
     """Scaled dot-product attention with the softmax in float32.
 
     Args:
@@ -35,21 +36,19 @@ def attention(q, k, v, *, causal=False, lengths=None, bias=None, mask=None):
       lengths: int32[B], number of valid leading keys. Padding queries look at them as well, as in the reference, whose tag
         loss covers padding (M 6); a row of length 0 looks at its first key, so that nothing is ever 0 / 0. All kernels
         agree on both.
-      bias: [B, N, T, S], added to the logits.
       mask: bool[B, 1, T, S], True where a query may look; every query needs at least one key.
 
     Returns:
       [B, T, N, H] in the dtype of q.
     """
     lengths = None if lengths is None else jnp.maximum(lengths, 1)
+    shared = q.shape[2] // k.shape[2]
 
-    def xla(q, k, v, lengths):
-        return jax.nn.dot_product_attention(
-            q, k, v, bias=bias, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation="xla"
-        )
+    def formula(q, k, v, lengths):
+        k, v = (x if shared == 1 else jnp.repeat(x, shared, 2) for x in (k, v))
+        return dense_attention(q, k, v, (), mask, lengths, causal)
 
-    kernels = fused(q, k, causal=causal) if bias is None and mask is None else {}
-    return by_platform(xla, kernels, q, k, v, lengths)
+    return by_platform(formula, fused(q, k, causal=causal) if mask is None else {}, q, k, v, lengths)
 
 
 def by_platform(default, kernels, *arrays):
@@ -80,7 +79,7 @@ def fused(q, k, *, causal=False, scale=None):
 
 
 def cudnn_attention(q, k, v, lengths=None, *, causal, scale):
-    """`attention` without bias and mask by cuDNN, which wants heads of one size: narrower values [B, S, K, V] are padded."""
+    """`attention` without a mask by cuDNN, which wants heads of one size: narrower values [B, S, K, V] are padded."""
     padded = jnp.pad(v, [(0, 0)] * 3 + [(0, q.shape[-1] - v.shape[-1])])
     out = jax.nn.dot_product_attention(
         q, k, padded, scale=scale, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"

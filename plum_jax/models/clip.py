@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plum_jax.models.attention import attention
-from plum_jax.models.layers import LayerNorm, Linear, make_stack, merge_heads, quick_gelu, run_stack, split_heads
+from plum_jax.models.layers import LayerNorm, Linear, as_rows, make_stack, merge_heads, quick_gelu, run_stack
 from plum_jax.models.patches import PatchConv, sincos_positions, to_patches
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -50,10 +50,12 @@ class ClipLayer(nnx.Module):
 
     def __call__(self, x, *, key=None):
         del key  # CLIP has no dropout
-        y = self.norm1(x)
-        q, k, v = (split_heads(proj(y), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        x = x + self.out_proj(merge_heads(attention(q, k, v)))
-        return x + self.linear2(quick_gelu(self.linear1(self.norm2(x))))
+        rows = as_rows(x)
+        y = self.norm1(rows)
+        q, k, v = (proj(y).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        rows = rows + self.out_proj(as_rows(merge_heads(attention(q, k, v))))
+        rows = rows + self.linear2(quick_gelu(self.linear1(self.norm2(rows))))
+        return rows.reshape(x.shape)
 
 
 class Clip(nnx.Module):

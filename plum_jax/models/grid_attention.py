@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from plum_jax.models.attention import by_platform, fused
+from plum_jax.models.dense_attention import dense_attention
 
 LOOP_FROM = 2**19  # logits of all heads for one square, from which one head at a time is faster and 64 MiB instead of 1 GiB
 
@@ -31,10 +32,8 @@ def with_bias(q, k, v, rel_h, rel_w, *, loop_from=LOOP_FROM):
 
     def attend(q, k, v, rel_h, rel_w):
         q, k, v, rel_h, rel_w = (x.reshape(b, height * width, -1, x.shape[-1]) for x in (q, k, v, rel_h, rel_w))
-        rel_h, rel_w = (x.swapaxes(1, 2).astype(jnp.float32) for x in (rel_h, rel_w))
-        bias = rel_h[..., :, None] + rel_w[..., None, :]
-        bias = bias.reshape(*bias.shape[:3], height * width)
-        return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="xla")
+        rel_h, rel_w = (x.swapaxes(1, 2) for x in (rel_h, rel_w))
+        return dense_attention(q, k, v, (rel_h[..., :, None], rel_w[..., None, :]))
 
     if heads * (height * width) ** 2 < loop_from:
         return attend(q, k, v, rel_h, rel_w)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plum_jax.models.attention import attention
-from plum_jax.models.layers import Linear, RMSNorm, make_stack, merge_heads, run_stack, split_heads, to_int8
+from plum_jax.models.layers import Linear, RMSNorm, as_rows, make_stack, merge_heads, run_stack, to_int8
 from plum_jax.precision import rounded
 from plum_jax.sharding import split_rows
 
@@ -45,12 +45,16 @@ class LlamaConfig:
         return (self.lora_rank, self.lora_alpha) if self.lora_rank else None
 
 
-def rotate(x, positions, theta):
-    """Rotary embedding, rotate-half layout: x [B, T, N, H], positions int32[B, T]; angles in float32 (M 1.2)."""
-    half = x.shape[-1] // 2
+def rotation(positions, half, theta):
+    """int32[B, T] -> (cos, sin) float32[B, T, 1, half] of the rotary angles (M 1.2)."""
     angle = positions[..., None, None] * theta ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x, cos_sin):
+    """Rotary embedding, rotate-half layout: x [B, T, N, H], and the `rotation` of its positions (M 1.2)."""
+    cos, sin = (y.astype(x.dtype) for y in cos_sin)
+    a, b = jnp.split(x, 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
@@ -71,26 +75,32 @@ class LlamaLayer(nnx.Module):
         self.down_proj = linear(c.mlp, width)
         self.config = config
 
-    def project(self, x, positions, adapter, key):
-        """x [B, T, D] -> queries, keys, values [B, T, N, H], rotated."""
-        c = self.config
+    def project(self, x, cos_sin, adapter, key):
+        """x [B, T, D] or its rows, `rotation` of its positions -> queries, keys, values [B, T, N, H], rotated."""
+        c, shape = self.config, (*cos_sin[0].shape[:2], self.config.heads, -1)
         key_q, key_v = (None, None) if key is None else jax.random.split(key)
-        q = split_heads(self.q_proj(x, adapter=adapter, dropout=c.lora_dropout, key=key_q), c.heads)
-        v = split_heads(self.v_proj(x, adapter=adapter, dropout=c.lora_dropout, key=key_v), c.heads)
-        k = split_heads(self.k_proj(x), c.heads)
-        return rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta), v
+        q = self.q_proj(x, adapter=adapter, dropout=c.lora_dropout, key=key_q).reshape(shape)
+        v = self.v_proj(x, adapter=adapter, dropout=c.lora_dropout, key=key_v).reshape(shape)
+        k = self.k_proj(x).reshape(shape)
+        return rotate(q, cos_sin), rotate(k, cos_sin), v
 
     def mlp(self, x):
         y = self.post_attention_norm(x)
         return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y))
 
     def __call__(self, x, lengths, positions, adapter, *, key=None):
-        q, k, v = self.project(self.input_norm(x), positions, adapter, key)
-        return self.mlp(x + self.o_proj(merge_heads(attention(q, k, v, causal=True, lengths=lengths))))
+        """x [B, T, D], lengths int32[B], positions int32[B, T] -> [B, T, D]."""
+        rows = as_rows(x)
+        q, k, v = self.project(self.input_norm(rows), self.rotation(positions), adapter, key)
+        y = attention(q, k, v, causal=True, lengths=lengths)
+        return self.mlp(rows + self.o_proj(as_rows(merge_heads(y)))).reshape(x.shape)
+
+    def rotation(self, positions):
+        return rotation(positions, self.config.width // self.config.heads // 2, self.config.rope_theta)
 
     def extend(self, x, positions, mask, adapter, cache_k, cache_v):
         """The layer for n new tokens that also see the cache: x [B, n, D] -> (x, cache_k, cache_v) with them written."""
-        q, k, v = self.project(self.input_norm(x), positions, adapter, None)
+        q, k, v = self.project(self.input_norm(x), self.rotation(positions), adapter, None)
         write = jax.vmap(lambda cache, new, start: jax.lax.dynamic_update_slice_in_dim(cache, new, start, 0))
         cache_k = write(cache_k, k.astype(cache_k.dtype), positions[:, 0])
         cache_v = write(cache_v, v.astype(cache_v.dtype), positions[:, 0])

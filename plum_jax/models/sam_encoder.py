@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plum_jax.models.grid_attention import grid_attention
-from plum_jax.models.layers import UNIFORM, LayerNorm, Linear, gelu, make_stack, merge_heads, run_stack, split_heads
+from plum_jax.models.layers import UNIFORM, LayerNorm, Linear, as_rows, gelu, make_stack, merge_heads, run_stack, unrolled
 from plum_jax.models.patches import PatchConv, from_patches, sincos_positions, to_patches
 
 MEAN = (123.675, 116.28, 103.53)
@@ -64,11 +64,12 @@ class SamAttention(nnx.Module):
         """The positions of a query are seen through rel_h and rel_w, products of it with one vector per row or column offset;
         it is not scaled in them."""
         size = x.shape[1]
-        q, k, v = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        rows, shape = as_rows(x), (*x.shape[:3], self.heads, -1)
+        q, k, v = (proj(rows).reshape(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
         offset = jnp.arange(size)[:, None] - jnp.arange(size) + size - 1  # row: of the query, column: of the key
         rel_h = jnp.einsum("byxnh,yjh->byxnj", q, self.rel_pos_h[...].astype(x.dtype)[offset])
         rel_w = jnp.einsum("byxnh,xjh->byxnj", q, self.rel_pos_w[...].astype(x.dtype)[offset])
-        return self.out_proj(merge_heads(grid_attention(q, k, v, rel_h, rel_w))).reshape(x.shape)
+        return self.out_proj(as_rows(merge_heads(grid_attention(q, k, v, rel_h, rel_w)))).reshape(x.shape)
 
 
 class SamBlock(nnx.Module):
@@ -84,9 +85,11 @@ class SamBlock(nnx.Module):
 
     def __call__(self, x, *, key=None):
         del key  # SAM has no dropout
-        y = self.norm1(x)
-        x = x + (self.attend_in_windows(y) if self.window else self.attention(y))
-        return x + self.linear2(gelu(self.linear1(self.norm2(x))))
+        rows = as_rows(x)
+        y = self.norm1(rows).reshape(x.shape)
+        rows = rows + as_rows(self.attend_in_windows(y) if self.window else self.attention(y))
+        rows = rows + self.linear2(gelu(self.linear1(self.norm2(rows))))
+        return rows.reshape(x.shape)
 
     def attend_in_windows(self, x):
         """Padding comes after the norm and is attended to: zeros that the projections give a bias, as in SAM."""
@@ -142,4 +145,4 @@ class SamEncoder(nnx.Module):
                 x = run_stack(nnx.merge(graphdef, stack), x, remat=remat)
             return x, None
 
-        return jax.lax.scan(group, x, (windows, wholes))[0]
+        return jax.lax.scan(group, x, (windows, wholes), unroll=unrolled(groups, self.config.depth))[0]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plum_jax.models.attention import attention
 from plum_jax.models.layers import LayerNorm, Linear, drop, merge_heads, split_heads
 
 XAVIER = jax.nn.initializers.xavier_uniform()
@@ -46,6 +47,8 @@ class BidirectionalEncoder(nnx.Module):
 
     def attend(self, x, valid, key):
         q, k, v = (split_heads(p(x), self.config.heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if key is None or self.config.dropout == 0:
+            return self.out_proj(merge_heads(attention(q, k, v, mask=valid[:, None, None])))
         weights = jnp.einsum("btnh,bsnh->bnts", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         weights = jax.nn.softmax(jnp.where(valid[:, None, None], weights, -1e30))
         weights = drop(weights, self.config.dropout, key).astype(x.dtype)  # on the weights, which no fused kernel offers
