@@ -92,7 +92,7 @@ def partonomy(argv):
     if args.restart:
         journal.discard(args.out)
     n = args.batch_images
-    record = RunRecord(args.out, "evaluate", loaded.config)
+    record = RunRecord(args.out, "evaluate", loaded.config, goes_on=True)
     record.input("questions", question_path(args.data, args.split))
     if args.synonyms is not None:
         record.input("synonyms", args.synonyms)

@@ -43,7 +43,7 @@ def main(argv=None):
     check_numbers(args)
     paths = find_images(args.paths)
     model = load(args, overrides)
-    run, began = RunRecord(args.out, "predict", model.config), time.monotonic()
+    run, began = RunRecord(args.out, "predict", model.config, goes_on=True), time.monotonic()
     run.note(checkpoint={"path": str(model.path), "sha256": model.sha256}, prompt=args.prompt)
     records, errors = predict(
         model, paths, args.prompt, args.out, formats=formats, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,

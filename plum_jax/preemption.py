@@ -1,10 +1,12 @@
-"""SIGTERM, by which a machine asks a program to stop, and Ctrl-C, during training."""
+"""SIGTERM, by which a machine asks a program to stop, and Ctrl-C: in training, and in what goes on when it is repeated."""
 
 import contextlib
 import os
 import signal
 import sys
 import threading
+
+from plum_jax import processes
 
 EXITS = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT}
 
@@ -22,16 +24,17 @@ class Preemption:
     Args:
       leave: called with the signal when there is nothing to save; then the process ends, with status 0 after SIGTERM and 130
         after Ctrl-C. Without it (training inside another program) SIGTERM waits for the next step, and Ctrl-C is Python's.
+      exits: {signal that is heard: exit status}.
     """
 
-    def __init__(self, leave=None):
+    def __init__(self, leave=None, exits=None):
         self.leave, self.received, self.stepping, self.lock = leave, None, False, threading.Lock()
-        self.previous = {}
+        self.previous, self.exits = {}, exits or EXITS
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self
-        heard = (signal.SIGTERM,) if self.leave is None else tuple(EXITS)
+        heard = (signal.SIGTERM,) if self.leave is None else tuple(self.exits)
         if self.leave is not None:
             ours, theirs = os.pipe()
             os.set_blocking(theirs, False)
@@ -55,7 +58,7 @@ class Preemption:
 
     def _listen(self, pipe):
         while number := os.read(pipe, 1):
-            if number[0] not in EXITS:
+            if number[0] not in self.exits:
                 continue
             with self.lock:
                 again = self.received is signal.SIGINT and number[0] == signal.SIGINT
@@ -70,7 +73,7 @@ class Preemption:
         try:
             self.leave(number)
         finally:
-            os._exit(EXITS[number])
+            os._exit(self.exits[number])
 
     @contextlib.contextmanager
     def steps(self, doing=True):
@@ -100,6 +103,37 @@ class Preemption:
         from jax.experimental import multihost_utils  # the signal is that of jax's coordination service, which agrees on a step
 
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def alone(leave):
+    """A block of process 0, in which there is nothing to save, while the others wait for what it will tell them.
+
+    In a run of several processes jax hears SIGTERM and agrees on a step to save, and here there is none for long. So SIGTERM of
+    any process ends all of them at once.
+
+    Args:
+      leave: as of `Preemption`; None leaves SIGTERM to the next step.
+    """
+    over, lock = threading.Event(), threading.Lock()
+
+    def listen():
+        while not over.wait(1):
+            with lock:
+                if not over.is_set() and processes.terminated():
+                    try:
+                        leave(signal.SIGTERM)
+                        processes.end_all()
+                    finally:
+                        os._exit(EXITS[signal.SIGTERM])
+
+    if leave is not None and processes.several():
+        threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        with lock:
+            over.set()
 
 
 def leave_run(workdir, number):

@@ -23,7 +23,9 @@ from plum_jax.errors import UserError
 START_SECONDS = "PLUM_START_SECONDS"  # environment: how long processes wait for each other at the start
 LOST_SECONDS = "PLUM_LOST_SECONDS"  # environment: a process without a sign of life for so long is lost
 FAILED = "plum/failed/"  # keys under which processes say why they ended
-POLL = 1000  # milliseconds between two looks at them
+ENDED = "plum/ended"  # the key by which process 0 ends all processes after SIGTERM
+SIGTERM_CAME = "RECEIVED_PREEMPTION_NOTICE"  # the key by which jax's coordination service says that one of them got SIGTERM
+POLL = 1000  # milliseconds between two looks at these
 FROM_A_PEER = r"(?i)gloo|nccl|connection|peer|unavailable|deadline|timed? ?out|barrier|coordination|heartbeat|preempted"
 _calls = {}  # {name of an exchange: how often it was made}: every exchange has keys of its own
 
@@ -48,9 +50,14 @@ def who():
     return f" (process {_state().process_id} of {_state().num_processes})" if several() else ""
 
 
+def first():
+    """Whether this is the first process, or the only one."""
+    return not several() or _state().process_id == 0
+
+
 def say(message):
     """Prints on the first process only."""
-    if not several() or _state().process_id == 0:
+    if first():
         print(message, flush=True)
 
 
@@ -204,7 +211,10 @@ def _place(name):
 
 
 def _await(key):
-    """The value of a key, however long it takes; UserError as soon as a process says that it failed."""
+    """The value of a key, however long it takes; UserError as soon as a process says that it failed.
+
+    Ends this process, with status 0, when process 0 ends all of them.
+    """
     import jax
 
     while True:
@@ -216,6 +226,42 @@ def _await(key):
         failed = failure()
         if failed:
             raise UserError(failed)
+        if _found(ENDED):
+            _end()
+
+
+def terminated():
+    """Whether SIGTERM has come to any of several processes. jax hears it, in the place of Python, and tells all of them."""
+    return _found(SIGTERM_CAME)
+
+
+def end_all():
+    """Ends all processes with status 0. For process 0, while the others wait for what it will tell them."""
+    _state().client.key_value_set(ENDED, "SIGTERM")
+    _end()
+
+
+def _found(key):
+    import jax
+
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # it is not there
+        return bool(_state().client.key_value_try_get(key))
+    return False
+
+
+def _end():
+    """Ends this process with status 0, when all others have come to their end too."""
+    import jax
+
+    jax.distributed.shutdown()
+    _flush()
+    os._exit(0)
+
+
+def _flush():
+    with contextlib.suppress(OSError, ValueError):  # their readers may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def failure():
@@ -269,9 +315,7 @@ def leave(status, sentence=""):
             time.sleep(0.1)
     except jax.errors.JaxRuntimeError:
         pass  # process 0 is gone already
-    with contextlib.suppress(OSError, ValueError):  # their readers may be gone
-        sys.stdout.flush()
-        sys.stderr.flush()
+    _flush()
     os._exit(status)
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
 import time
 
@@ -84,10 +85,13 @@ class RunRecord:
     Attributes: seconds (dict of timings so far), facts (the dictionary that is written).
     """
 
-    def __init__(self, out, command, config=None, *, write=True):
-        """`config`: ConfigDict, dictionary or None. `write=False` on all hosts but the first: one file, one writer."""
+    def __init__(self, out, command, config=None, *, write=True, goes_on=False):
+        """`config`: ConfigDict, dictionary or None. `write=False` on all hosts but the first: one file, one writer.
+
+        `goes_on`: the command may be stopped anywhere, and goes on when it is repeated: SIGTERM ends it at once and says so.
+        """
         self.path, self.write_file, self.began = as_path(out) / "run.json", write, time.monotonic()
-        self.seconds = {}
+        self.seconds, self.goes_on, self.until_exit = {}, goes_on, contextlib.ExitStack()
         self.facts = {
             "command": command,
             "argv": sys.argv,
@@ -102,8 +106,17 @@ class RunRecord:
         }
 
     def __enter__(self):
+        from plum_jax.preemption import Preemption
+
         self._write()
+        if self.goes_on and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else a program around us hears it
+            self.until_exit.enter_context(Preemption(self._terminated, {signal.SIGTERM: 128 + signal.SIGTERM}))
         return self
+
+    def _terminated(self, _):
+        print(f"\nplum {self.facts['command']}: stopped by SIGTERM; run the same command to go on", file=sys.stderr, flush=True)
+        mark_stopped(self.path.parent, "stopped")
+        sys.stdout.flush()
 
     def __exit__(self, kind, error, _):
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
@@ -114,6 +127,7 @@ class RunRecord:
         self.seconds["total"] = round(time.monotonic() - self.began, 3)
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():  # the error is what is told
             self._write()
+        self.until_exit.close()
 
     def input(self, name, path):
         """Records the path and hash of an input; a missing path is recorded with a null hash."""

@@ -1,9 +1,11 @@
 """The mesh, one table of rules for parameters, and the split of the batch."""
 
+import math
 import re
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from plum_jax.errors import UserError
@@ -40,6 +42,33 @@ def make_mesh(sizes, devices=None):
     if shape[0] * shape[1] * shape[2] != len(devices):
         raise UserError(f"config.mesh: {dict(sizes)} does not multiply to {len(devices)} devices; set one of the sizes to -1")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_of_processes(mesh):
+    """The same devices with `data` over the processes: each of them has whole parameters, split over its own devices."""
+    devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)  # all have as many
+    tensor = math.gcd(mesh.shape["tensor"], len(jax.local_devices()))
+    return Mesh(np.reshape(devices, (jax.process_count(), -1, tensor)), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def to_first_process(params, mesh):
+    """Parameters on a mesh of several processes -> the same on the devices of process 0 alone; None on the others.
+
+    All must call it. The copy is split over the devices of a process, and it goes leaf by leaf: besides its shards, a device of
+    process 0 holds its part of the copy, one of another process its part of a single leaf.
+    """
+    mesh = mesh_of_processes(mesh)
+    here = Mesh(mesh.devices[:1], AXES, axis_types=mesh.axis_types)
+
+    def one(x, sharding):
+        copy = jax.block_until_ready(jax.device_put(x, sharding))
+        if jax.process_index():
+            return None
+        shards = [shard.data for shard in copy.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(here, sharding.spec), shards)
+
+    copies = jax.tree.map(one, params, tree_sharding(params, mesh))
+    return None if jax.process_index() else copies
 
 
 def path_name(path):

@@ -13,7 +13,7 @@ from plum_jax.announce import describe, memory
 from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.paths import is_remote
 from plum_jax.preemption import Preemption, leave_run, saved_so_far
-from plum_jax.processes import meet, say, start_processes, sum_over_hosts
+from plum_jax.processes import first_says, meet, say, start_processes, sum_over_hosts
 from plum_jax.run_record import RunRecord, remove_leftovers
 
 
@@ -109,7 +109,8 @@ def train(config, workdir, preemption=None):
             agreement.check_shared(f"{workdir}/config.json")
             if start:
                 say(f"Resumed step {start:,} (data position, random keys and optimizer restored)")
-            if start >= config.train.steps and not pending(config, workdir, start):
+            unscored = first_says("unscored", pending(config, workdir, start))
+            if start >= config.train.steps and not unscored:
                 say(f"Nothing to do: step {start} of {config.train.steps} is saved; raise --config.train.steps to go on")
                 return TrainResult(start, 0.0, 0.0, {}, False)
             with RunRecord(workdir, "train", config, write=first) as record:
@@ -118,9 +119,12 @@ def train(config, workdir, preemption=None):
                     record.note(sources=source.describe())
                 elif first:
                     record.input("data", source.path)
-                run = _Run.open(config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record, start=start)
+                leave = preemption and preemption.leave
+                run = _Run.open(
+                    config, workdir, mesh, tokenizer, source, plan, frozen, checkpointer, record, start=start, leave=leave
+                )
                 run.validation.choose_best()
-                if pending(config, workdir, start):
+                if unscored:
                     _validate(run, start, state)
                 if start >= config.train.steps:
                     return TrainResult(start, 0.0, 0.0, {}, False)
@@ -185,7 +189,7 @@ class _Run(NamedTuple):
     validation: object  # Validation
 
     @classmethod
-    def open(cls, *given, start):
+    def open(cls, *given, start, leave):
         import jax
 
         from plum_jax.logger import MetricLogger
@@ -193,7 +197,7 @@ class _Run(NamedTuple):
 
         config, workdir, mesh, tokenizer, _, _, frozen, *_ = given
         logger = MetricLogger(workdir, start, sparse=settings_of(config).columns, write=jax.process_index() == 0)
-        return cls(*given, logger, Validation(config, workdir, tokenizer, mesh, frozen, logger))
+        return cls(*given, logger, Validation(config, workdir, tokenizer, mesh, frozen, logger, leave))
 
 
 def _loop(run, state, start, data, preemption):

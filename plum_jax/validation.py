@@ -13,6 +13,8 @@ from typing import NamedTuple
 from plum_jax.errors import UserError
 from plum_jax.logger import SPARSE, read_metrics
 from plum_jax.paths import Mirror, absolute, as_path
+from plum_jax.preemption import alone
+from plum_jax.processes import first, first_says, several
 
 MASKS = {  # metric -> its name in the line that is printed
     "gmiou_macro": "gmIoU", "gmiou_micro": "per mask", "gmiou_macro_published": "published", "false_mask_rate": "false",
@@ -72,13 +74,6 @@ def check_validation(config):
         raise UserError(f"config.checkpoint.best_metric: {s.metric!r} is not measured{hint}; use {', '.join(s.metrics)}")
     if not s.every:
         return
-    import jax
-
-    if jax.process_count() > 1:
-        raise UserError(
-            "config.eval.every: validation runs in a single process of jax, of any number of devices; set it to 0 and run "
-            "plum evaluate on the checkpoints"
-        )
     if s.every % config.train.log_every:
         raise UserError(
             f"config.eval.every: {s.every} is not a multiple of config.train.log_every ({config.train.log_every}); make it one"
@@ -93,7 +88,8 @@ def check_validation(config):
         raise UserError(f"config.eval.text_batches: {config.eval.text_batches} is not a positive number; set it to 1 or more")
     from plum_jax.evaluation.question_set import questions_of
 
-    questions_of(s.folder, s.split, s.question_types or None, s.images or None)
+    if first():
+        questions_of(s.folder, s.split, s.question_types or None, s.images or None)
 
 
 def due(config, step):
@@ -113,14 +109,17 @@ def pending(config, workdir, step):
 class Validation:
     """Scores steps of a run, writes what it finds into the run folder, and says which checkpoint is the best.
 
+    Of several processes the first answers the questions, on its own devices, while the others wait; all read the text.
+
     Args:
       config, workdir, tokenizer, mesh: of the run. frozen: parameters that are not trained.
       logger: MetricLogger with the columns of `settings_of(config)`.
+      leave: of Preemption, or None.
     """
 
-    def __init__(self, config, workdir, tokenizer, mesh, frozen, logger):
-        self.config, self.workdir, self.tokenizer = config, as_path(workdir), tokenizer
-        self.frozen, self.logger, self.settings = frozen, logger, settings_of(config)
+    def __init__(self, config, workdir, tokenizer, mesh, frozen, logger, leave=None):
+        self.config, self.workdir, self.tokenizer, self.mesh = config, as_path(workdir), tokenizer, mesh
+        self.frozen, self.logger, self.settings, self.leave = frozen, logger, settings_of(config), leave
         self.text = TextLoss(config, tokenizer, mesh) if self.settings.every and self.settings.text else None
 
     def due(self, step):
@@ -128,13 +127,13 @@ class Validation:
         return due(self.config, step)
 
     def __call__(self, step, params):
-        """Scores a step whose checkpoint is complete.
+        """Scores a step whose checkpoint is complete. All processes must call it.
 
         Args:
           params: trained parameters, on the devices.
 
         Returns:
-          (the line to print, seconds that it took).
+          (the line for the first process to print, seconds that it took).
         """
         from plum_jax.params import merge
 
@@ -149,10 +148,13 @@ class Validation:
         return line(step, values, counts, best), time.monotonic() - began
 
     def choose_best(self):
-        """Writes best.json from the scores in metrics.csv and the checkpoints that are there -> what it holds."""
+        """Writes best.json from the scores in metrics.csv and the checkpoints that are there -> what it holds.
+
+        The first process does: it alone removes checkpoints.
+        """
         from plum_jax.checkpoint import choose_best
 
-        if not self.settings.every:
+        if not self.settings.every or not first():
             return {}
         column = SPARSE + self.settings.metric
         values = {row["step"]: row.get(column, math.nan) for row in read_metrics(self.workdir)}
@@ -160,28 +162,48 @@ class Validation:
 
     def _benchmark(self, step, params):
         """-> (summary of results.json, its counts); from W/eval/STEP/validation when this checkpoint was scored there."""
-        from plum_jax.evaluation.folder import evaluate_folder
+        from plum_jax.sharding import to_first_process
+
+        asked, found = self._scored(step) if first() else (None, None)
+        found = first_says("scored", found)
+        if not found:
+            params = to_first_process(params, self.mesh) if several() else params
+            found = first_says("score", self._score(step, params, asked) if first() else None)
+        return found
+
+    def _scored(self, step):
+        """-> (what is asked of a step, as in asked.json; what `_benchmark` returns where it was answered before, or None)."""
         from plum_jax.evaluation.question_set import question_path
-        from plum_jax.inference import Model
-        from plum_jax.loading import LoadedModel
-        from plum_jax.run_record import sha256_of, write_json
+        from plum_jax.run_record import sha256_of
 
         s, out = self.settings, self.workdir / "eval" / str(step) / FOLDER
-        checkpoint = absolute(self.workdir) / "checkpoints" / str(step)
         asked = {
-            "checkpoint": sha256_of(checkpoint),
+            "checkpoint": sha256_of(absolute(self.workdir) / "checkpoints" / str(step)),
             "questions": sha256_of(question_path(s.folder, s.split)),
             "eval": {**s._asdict(), "question_types": list(s.question_types)},
         }
-        if _read(out / "asked.json") == json.loads(json.dumps(asked)) and _read(out / "results.json"):
-            results = _read(out / "results.json")
-            return results["summary"], results["counts"]
+        results = _read(out / "results.json")
+        if _read(out / "asked.json") != json.loads(json.dumps(asked)) or not results:
+            return asked, None
+        return asked, (results["summary"], results["counts"])
+
+    def _score(self, step, params, asked):
+        """What `_benchmark` returns, by the parameters on devices of this process alone."""
+        import jax
+
+        from plum_jax.evaluation.folder import evaluate_folder
+        from plum_jax.inference import Model
+        from plum_jax.loading import LoadedModel
+        from plum_jax.run_record import write_json
+
+        s, mirror = self.settings, Mirror(self.workdir / "eval" / str(step) / FOLDER)
+        checkpoint = absolute(self.workdir) / "checkpoints" / str(step)
         loaded = LoadedModel(self.config, params, self.tokenizer, str(checkpoint), asked["checkpoint"], step)
-        mirror = Mirror(out)
-        results = evaluate_folder(
-            Model(loaded, calibrate=False), s.folder, s.split, mirror.local, question_types=list(s.question_types) or None,
-            max_images=s.images or None, log=sys.stderr, changed="restart",
-        )  # fmt: skip
+        with alone(self.leave), jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
+            results = evaluate_folder(
+                Model(loaded, calibrate=False), s.folder, s.split, mirror.local, question_types=list(s.question_types) or None,
+                max_images=s.images or None, log=sys.stderr, changed="restart",
+            )  # fmt: skip
         write_json(mirror.local / "asked.json", asked)
         mirror.close()
         return results["summary"], results["counts"]
@@ -226,7 +248,8 @@ class TextLoss:
         held_out.data.update(sources=config.eval.text_sources, folder="", grounded=(), micro_batches=1, workers=0)
         held_out.data.grounded = grounded_pair(held_out.data)
         held_out.loss.update(reference=0.0, shape_weight=0.0, bce=0.0, patch=0.0)  # with weight 0 they are not computed
-        stream = batches(held_out, tokenizer, source=Mixture(held_out, tokenizer))
+        hosts = dict(host=jax.process_index(), hosts=jax.process_count())
+        stream = batches(held_out, tokenizer, source=Mixture(held_out, tokenizer), **hosts)
         self.batches = [put_batch(next(stream), mesh, held_out.data.micro_batches) for _ in range(config.eval.text_batches)]
         graphdef, _ = build(PlumConfig.from_dict(config.model))
 

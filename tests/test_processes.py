@@ -13,6 +13,7 @@ from fixtures_partonomy import write_folder
 from process_fixtures import Launch, command, ends
 
 from plum_jax import loading
+from plum_jax.checkpoint import latest_step
 from plum_jax.logger import read_metrics
 
 STEPS = 24
@@ -57,12 +58,16 @@ def four(train, whole, tmp_path_factory):
     return folder
 
 
+def until_saved(processes, folder, step):
+    while not (folder / "checkpoints" / str(step)).exists():
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.01)
+
+
 def killed_on_the_way(train, count, victim, folder):
     """Kills a process during training; the others end by themselves and name it; the same command goes on to the end."""
     processes = train(count, folder)
-    while not (folder / "checkpoints" / "8").exists():
-        assert all(process.poll() is None for process in processes), ends(processes)
-        time.sleep(0.01)
+    until_saved(processes, folder, 8)
     processes[victim].send_signal(signal.SIGKILL)
     began = time.monotonic()
     said = ends(processes, 60)
@@ -116,6 +121,24 @@ def test_two_processes_one_of_them_killed_are_one(train, whole, tmp_path):
 
 def test_four_processes_the_first_of_them_killed_are_one(four, whole):
     assert_same_run(four, whole)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_or_all_of_two_saves_the_same_step(train, whole, tmp_path):
+    folder, saved = tmp_path / "two", 0
+    for told in ([1], [0, 1]):
+        processes = train(2, folder)
+        until_saved(processes, folder, saved // 4 * 4 + 4)
+        for number in told:
+            processes[number].send_signal(signal.SIGTERM)
+        first, second = ends(processes, 60)
+        assert first[0] == second[0] == 0 and "Preempted" not in second[1], (first, second)
+        assert not saved or f"Resumed step {saved} " in first[1]
+        saved = int(re.search(r"^Preempted: saved step (\d+); run the same command to go on$", first[1], re.MULTILINE)[1])
+        assert latest_step(folder) == saved < STEPS and json.loads((folder / "run.json").read_text())["status"] == "preempted"
+    losses, wanted = ([(row["step"], row["loss"]) for row in read_metrics(run)] for run in (folder, whole))
+    assert len(losses) == saved // 2
+    np.testing.assert_allclose(losses, wanted[: saved // 2], rtol=1e-5)
 
 
 def test_one_process_goes_on_where_four_stopped(train, whole, four, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,20 @@ def slow(path, predictions):
     time.sleep(float(sys.argv[3]))
 prediction_file.append = slow
 folder.evaluate_folder(Model(eval_fixtures.loaded()), Path(sys.argv[1]), "test", Path(sys.argv[2]), log=None, sizes=SIZES)
+"""
+
+COMMAND = """
+import sys, time
+from plum_jax import cli, loading
+from plum_jax.evaluation import prediction_file
+from tests import eval_fixtures
+model, append = eval_fixtures.loaded(), prediction_file.append
+def slow(path, predictions):
+    append(path, predictions)
+    time.sleep(float(sys.argv[1]))
+prediction_file.append = slow
+loading.load_model = lambda *_, **__: loading.LoadedModel(model.config, model.params, model.tokenizer, "", "random", 0)
+raise SystemExit(cli.main(sys.argv[2:]))
 """
 
 
@@ -109,6 +124,30 @@ def test_a_killed_process_continues(data, tmp_path):
     assert 0 < len(predictions.read_text().splitlines()) < 15
     assert start("out", 0).wait(240) == 0 and unstopped.wait(240) == 0
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_sigterm_ends_the_command_which_goes_on(data, tmp_path):
+    def start(delay):
+        words = ["evaluate", "partonomy", "--checkpoint=any", f"--data={data}", f"--out={tmp_path}", "--protocols=published"]
+        kinds = "--question-types=identification_with_label"
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(delay), *words, kinds, "--batch-images=2"],
+            env={**os.environ, "PYTHONPATH": os.getcwd()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    process = start(60)
+    while not (tmp_path / NAME).is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    assert err.endswith("\nplum evaluate: stopped by SIGTERM; run the same command to go on\n")
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "stopped"
+    process = start(0)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "Going on: " in err and "Wrote" in out, err
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "done"
 
 
 def test_a_finished_run_is_scored_again_without_the_model(whole, data, model, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import signal
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -34,6 +36,40 @@ def test_record_is_there_during_the_run_and_complete_after_it(tmp_path):
     assert facts["inputs"]["data"]["sha256"] == hashlib.sha256(b"x").hexdigest()
     assert facts["inputs"]["gone"]["sha256"] is None
     assert facts["seconds"].keys() == {"step", "total"} and facts["finished"] >= facts["started"]
+
+
+SLEEPER = """
+import ctypes, sys
+from plum_jax.run_record import RunRecord
+with RunRecord(sys.argv[1], "predict", goes_on=True):
+    print("not flushed")
+    print("ready", file=sys.stderr, flush=True)
+    while True:
+        ctypes.CDLL(None).sleep(60)  # outside of Python, like XLA
+"""
+
+
+def test_sigterm_ends_a_command_that_goes_on_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (143, "not flushed\n")
+    assert err == "\nplum predict: stopped by SIGTERM; run the same command to go on\n"
+    assert read(tmp_path)["status"] == "stopped" and read(tmp_path)["finished"]
+
+
+def test_a_record_leaves_sigterm_as_it_was(tmp_path):
+    for handler in (signal.SIG_DFL, signal.default_int_handler):
+        before = signal.signal(signal.SIGTERM, handler)
+        try:
+            with RunRecord(tmp_path, "predict", goes_on=True):
+                assert (signal.getsignal(signal.SIGTERM) is handler) == (handler is not signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGTERM) is handler
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("error, status", [(ValueError("bad"), "failed"), (KeyboardInterrupt(), "stopped")])

@@ -101,7 +101,7 @@ def evaluate(bench, name, args, overrides):
     loaded = loaded._replace(config=eval_config(loaded.config, args.config, overrides))
     if args.restart:
         journal.discard(args.out)
-    record = RunRecord(args.out, f"evaluate {name}", loaded.config)
+    record = RunRecord(args.out, f"evaluate {name}", loaded.config, goes_on=True)
     record.note(checkpoint={"path": str(loaded.path), "sha256": loaded.sha256})
     _note(record, data)
     results = evaluate_data(
