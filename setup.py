@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 JAX = "jax>=0.10,<0.13"
 GCS = ["gcsfs>=2025.12", "google-cloud-storage>=3"]  # the second is what Orbax uses besides
-PLAN = ["libtpu>=0.0.42,<0.1; sys_platform == 'linux' and platform_machine == 'x86_64'"]  # the TPU compiler; needs no TPU
+# The TPU compiler, which needs no TPU, in the version that jax names: another one's programs may not be readable.
+PLAN = [JAX.replace("jax", "jax[tpu]", 1) + "; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 TFDS = ["importlib_resources>=6", "tensorflow-datasets>=4.9.9,<5"]  # the first is missing among the second's own needs
 CORE = [
     "absl-py>=2.1",
