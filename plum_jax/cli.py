@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import errno
-import importlib
+import glob
+import importlib.util
 import os
 import sys
 import traceback
@@ -60,6 +61,7 @@ FILE_FAULTS = {  # of the file system, wherever a command meets one
     errno.EDQUOT: "free some space, then repeat the command",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), then repeat the command",
 }
+ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")  # TPU, TPU, NVIDIA, AMD, WSL
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write says so without the name of its file
 
 
@@ -134,6 +136,8 @@ def run(main, argv=None, *, name=None):
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
+    if importlib.util.find_spec("libtpu") and not any(map(glob.glob, ACCELERATORS)):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is here as a compiler; jax would warn that it finds no TPU
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
         return processes.leave(_flushed(main, argv))

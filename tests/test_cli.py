@@ -137,6 +137,19 @@ def test_interrupt_is_130():
     assert cli.run(main, [], name="train") == 130
 
 
+@pytest.mark.parametrize(("installed", "device", "wanted"), [(True, False, "cpu"), (True, True, None), (False, False, None)])
+def test_jax_looks_for_no_tpu_where_libtpu_is_only_a_compiler(monkeypatch, tmp_path, installed, device, wanted):
+    monkeypatch.setenv("JAX_PLATFORMS", "set here, so that it is as before after the test")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(cli, "ACCELERATORS", (str(tmp_path / "accel*"),))
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object() if installed and name == "libtpu" else None)
+    if device:
+        (tmp_path / "accel0").touch()
+    seen = []
+    assert cli.run(lambda argv: seen.append(os.environ.get("JAX_PLATFORMS")), [], name="test") == 0
+    assert seen == [wanted]
+
+
 def test_unknown_config_key_names_the_nearest_and_writes_nothing(tmp_path):
     out = tmp_path / "run"
     result = run_plum("train", "--config=configs/tiny.py", f"--workdir={out}", "--config.optim.lrr=1")
