@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.attention import attention
+from plum_jax.models.attention import attention, by_platform
 from plum_jax.models.layers import Linear, RMSNorm, make_stack, merge_heads, run_stack, split_heads, to_int8
 from plum_jax.precision import rounded
 from plum_jax.sharding import split_rows
@@ -54,6 +54,29 @@ def rotate(x, positions, theta):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def write(cache, new, layer, start):
+    """cache [L, B, size, N, H] with new [B, n, N, H] in one layer, in every row from its start int32[B] on.
+
+    One scatter into the stack, which XLA does in place. Its indices are the first axes in their order: for `jax.vmap` over the
+    second axis a CPU copies the whole cache. Nor does a CPU scatter bfloat16; it would make the whole cache float32, so there
+    the layer is taken out and put back.
+    """
+
+    def scatter(cache, new, layer, start):
+        at = jnp.stack([jnp.full_like(start, layer), jnp.arange(start.shape[0]), start], -1)
+        dims = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 2)
+        )
+        return jax.lax.scatter(cache, at, new, dims, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+
+    def by_layer(cache, new, layer, start):
+        written = scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
+        return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0)
+
+    others = {"cpu": by_layer} if cache.dtype == jnp.bfloat16 else {}
+    return by_platform(scatter, others, cache, new.astype(cache.dtype), layer, start)
+
+
 class LlamaLayer(nnx.Module):
     """x + Attention(RMS(x)), then x + down(silu(gate) * up) of RMS(x)."""
 
@@ -88,14 +111,21 @@ class LlamaLayer(nnx.Module):
         q, k, v = self.project(self.input_norm(x), positions, adapter, key)
         return self.mlp(x + self.o_proj(merge_heads(attention(q, k, v, causal=True, lengths=lengths))))
 
-    def extend(self, x, positions, mask, adapter, cache_k, cache_v):
-        """The layer for n new tokens that also see the cache: x [B, n, D] -> (x, cache_k, cache_v) with them written."""
+    def extend(self, x, positions, mask, adapter, keys, values, layer):
+        """This layer, the `layer`-th of the stack, for n new tokens that also see the cache.
+
+        Args:
+          x: [B, n, D]. mask: as of `Llama.extend`.
+          keys, values: [L, B, size, N, H] of all layers.
+
+        Returns:
+          (x, keys, values) with the new tokens written.
+        """
         q, k, v = self.project(self.input_norm(x), positions, adapter, None)
-        write = jax.vmap(lambda cache, new, start: jax.lax.dynamic_update_slice_in_dim(cache, new, start, 0))
-        cache_k = write(cache_k, k.astype(cache_k.dtype), positions[:, 0])
-        cache_v = write(cache_v, v.astype(cache_v.dtype), positions[:, 0])
-        y = attention(q, cache_k.astype(q.dtype), cache_v.astype(q.dtype), mask=mask)
-        return self.mlp(x + self.o_proj(merge_heads(y))), cache_k, cache_v
+        keys, values = (write(cache, new, layer, positions[:, 0]) for cache, new in ((keys, k), (values, v)))
+        k, v = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).astype(q.dtype) for cache in (keys, values))
+        y = attention(q, k, v, mask=mask)
+        return self.mlp(x + self.o_proj(merge_heads(y))), keys, values
 
 
 class Llama(nnx.Module):
@@ -172,10 +202,10 @@ class Llama(nnx.Module):
             mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token
         graphdef, params = nnx.split(self.layers)
 
-        def body(x, layer):
-            layer_params, cache_k, cache_v = layer
-            x, cache_k, cache_v = nnx.merge(graphdef, layer_params).extend(x, positions, mask, adapter, cache_k, cache_v)
-            return x, (cache_k, cache_v)
+        def body(carry, layer):  # the cache is in the carry, which XLA writes in place: as an output it would be a second one
+            x, keys, values = carry
+            layer_params, index = layer
+            return nnx.merge(graphdef, layer_params).extend(x, positions, mask, adapter, keys, values, index), None
 
-        x, (keys, values) = jax.lax.scan(body, embeds, (params, keys, values))
+        (x, keys, values), _ = jax.lax.scan(body, (embeds, keys, values), (params, jnp.arange(len(keys))))
         return self.norm(x), (keys, values, start + lengths)
