@@ -115,7 +115,7 @@ class LlamaLayer(nnx.Module):
         """This layer, the `layer`-th of the stack, for n new tokens that also see the cache.
 
         Args:
-          x: [B, n, D]. mask: as of `Llama.extend`.
+          x: [B, n, D]. mask: as of `Llama.extend`, None where the cache is empty.
           keys, values: [L, B, size, N, H] of all layers.
 
         Returns:
@@ -123,8 +123,9 @@ class LlamaLayer(nnx.Module):
         """
         q, k, v = self.project(self.input_norm(x), positions, adapter, None)
         keys, values = (write(cache, new, layer, positions[:, 0]) for cache, new in ((keys, k), (values, v)))
-        k, v = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).astype(q.dtype) for cache in (keys, values))
-        y = attention(q, k, v, mask=mask)
+        if mask is not None:
+            k, v = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).astype(q.dtype) for cache in (keys, values))
+        y = attention(q, k, v, mask=mask, causal=mask is None)
         return self.mlp(x + self.o_proj(merge_heads(y))), keys, values
 
 
@@ -182,7 +183,7 @@ class Llama(nnx.Module):
         zeros = jnp.zeros((c.depth, batch, size, c.heads, c.width // c.heads), dtype)
         return zeros, zeros, jnp.zeros(batch, jnp.int32)
 
-    def extend(self, embeds, cache, lengths, *, adapter=True, positions=None, mask=None):
+    def extend(self, embeds, cache, lengths, *, adapter=True, positions=None, mask=None, empty=False):
         """Run n more tokens per row behind a cache: prefill (empty cache), suffixes (n > 1) or one decoding step (n = 1).
 
         Args:
@@ -191,6 +192,8 @@ class Llama(nnx.Module):
           lengths: int32[B], how many of the n are valid; the cache grows by that much, padding is overwritten later.
           positions: int32[B, n] in the text, where the tokens are not simply the next ones. The first is the next.
           mask: bool[B, 1, n, size], which places of the cache a token sees, its own among them; None: those before it.
+          empty: the cache holds nothing yet. The tokens see one another as in the full forward, by the kernels that take no
+            mask, and nothing of the cache is read. Not with `mask`.
 
         Returns:
           (hidden [B, n, D] after the final norm, cache).
@@ -198,7 +201,7 @@ class Llama(nnx.Module):
         keys, values, start = cache
         n, size = embeds.shape[1], keys.shape[2]
         positions = start[:, None] + jnp.arange(n) if positions is None else positions
-        if mask is None:
+        if mask is None and not empty:
             mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token
         graphdef, params = nnx.split(self.layers)
 
