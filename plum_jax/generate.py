@@ -111,7 +111,7 @@ def run_prefix(graphdef, params, image_tokens, tokens, *, dtype="float32"):
     embeds, _ = model.embed(rows, jnp.full(batch, text), image_tokens)
     lengths = jnp.full(batch, embeds.shape[1])
     cache = model.llama.empty_cache(batch, embeds.shape[1], embeds.dtype)
-    hidden, (keys, values, _) = model.llama.extend(embeds, cache, lengths)
+    hidden, (keys, values, _) = model.llama.extend(embeds, cache, lengths, empty=True)
     nll = _nll(model, hidden[:, : text - 1], rows[:, 1:text], dtype).sum(-1)
     return Prefix(hidden, keys, values, nll, jnp.int32(text - 1))
 
@@ -242,7 +242,7 @@ def prefill(model, image_tokens, tokens, token_count, image_position, keys, valu
     """
     embeds, _ = model.embed(tokens, image_position, image_tokens)
     length = token_count + jnp.where(image_position >= 0, model.num_image_tokens - 1, 0)
-    hidden, cache = model.llama.extend(embeds, (keys, values, jnp.zeros_like(length)), length)
+    hidden, cache = model.llama.extend(embeds, (keys, values, jnp.zeros_like(length)), length, empty=True)
     last = jnp.take_along_axis(hidden, length[:, None, None] - 1, 1)[:, 0]
     return hidden, _most_likely(model, last), cache
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,35 @@ def test_suffixes_on_a_broadcast_prefix(model, forward, extend, tokens):
     np.testing.assert_array_equal(cache[2], prefix + lengths)
     for row, n in enumerate(lengths):
         np.testing.assert_allclose(hidden[row, :n], want[row, prefix : prefix + n], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("empty", [False, True], ids=["decode", "prefill"])
+def test_a_compiled_step_holds_the_cache_once(dtype, empty):
+    """What a program of a donated cache needs besides it is less than half of it, though it is nearly all that there is."""
+    config = dataclasses.replace(CONFIG, width=16, depth=16, heads=2, mlp=16, lora_rank=0)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
+    cache = jax.eval_shape(lambda: nnx.merge(graphdef, state).empty_cache(ROWS, 1024, dtype))
+    embeds, lengths = jax.ShapeDtypeStruct((ROWS, 1, config.width), dtype), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(state, embeds, cache, lengths):
+        return nnx.merge(graphdef, state).extend(embeds, cache, lengths, empty=empty)
+
+    memory = step.lower(state, embeds, cache, lengths).compile().memory_analysis()
+    size = sum(x.size * x.dtype.itemsize for x in cache)
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 2
+
+
+def test_tokens_of_an_empty_cache_need_not_read_it(model, extend, tokens):
+    params, embeds = model[1], model[1]["embed"][tokens]
+    cache = bind(*model).empty_cache(ROWS, LENGTH + 4)
+    want, (keys, values, length) = extend(params, embeds, cache, LENGTHS)
+    hidden, found = bind(*model).extend(embeds, cache, LENGTHS, empty=True)
+    np.testing.assert_allclose(hidden, want, atol=1e-5)  # of the padding as well
+    for a, b in zip(found, (keys, values, length), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_a_cache_in_bfloat16_keeps_its_dtype(model, extend, tokens):

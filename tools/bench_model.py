@@ -113,7 +113,7 @@ def run_prompts(model, embeds, room):
     """[R, T, D] -> (most likely next token int32[R], cache with `room` more places)."""
     rows, length, _ = embeds.shape
     cache = model.empty_cache(rows, length + room, embeds.dtype)
-    hidden, cache = model.extend(embeds, cache, jnp.full(rows, length))
+    hidden, cache = model.extend(embeds, cache, jnp.full(rows, length), empty=True)
     return model.logits(hidden[:, -1]).argmax(-1).astype(jnp.int32), cache
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plum_jax.models.attention import attention
+from plum_jax.models.attention import attention, by_platform
 from plum_jax.models.layers import Linear, RMSNorm, as_rows, make_stack, merge_heads, run_stack, to_int8
 from plum_jax.precision import rounded
 from plum_jax.sharding import split_rows
@@ -58,6 +58,29 @@ def rotate(x, cos_sin):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def write(cache, new, layer, start):
+    """cache [L, B, size, N, H] with new [B, n, N, H] in one layer, in every row from its start int32[B] on.
+
+    One scatter into the stack, which XLA does in place. Its indices are the first axes in their order: for `jax.vmap` over the
+    second axis a CPU copies the whole cache. Nor does a CPU scatter bfloat16; it would make the whole cache float32, so there
+    the layer is taken out and put back.
+    """
+
+    def scatter(cache, new, layer, start):
+        at = jnp.stack([jnp.full_like(start, layer), jnp.arange(start.shape[0]), start], -1)
+        dims = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 2)
+        )
+        return jax.lax.scatter(cache, at, new, dims, indices_are_sorted=True, unique_indices=True, mode="clip")
+
+    def by_layer(cache, new, layer, start):
+        written = scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
+        return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0)
+
+    others = {"cpu": by_layer} if cache.dtype == jnp.bfloat16 else {}
+    return by_platform(scatter, others, cache, new.astype(cache.dtype), layer, start)
+
+
 class LlamaLayer(nnx.Module):
     """x + Attention(RMS(x)), then x + down(silu(gate) * up) of RMS(x)."""
 
@@ -98,14 +121,22 @@ class LlamaLayer(nnx.Module):
     def rotation(self, positions):
         return rotation(positions, self.config.width // self.config.heads // 2, self.config.rope_theta)
 
-    def extend(self, x, positions, mask, adapter, cache_k, cache_v):
-        """The layer for n new tokens that also see the cache: x [B, n, D] -> (x, cache_k, cache_v) with them written."""
+    def extend(self, x, positions, mask, adapter, keys, values, layer):
+        """This layer, the `layer`-th of the stack, for n new tokens that also see the cache.
+
+        Args:
+          x: [B, n, D]. mask: as of `Llama.extend`, None where the cache is empty.
+          keys, values: [L, B, size, N, H] of all layers.
+
+        Returns:
+          (x, keys, values) with the new tokens written.
+        """
         q, k, v = self.project(self.input_norm(x), self.rotation(positions), adapter, None)
-        write = jax.vmap(lambda cache, new, start: jax.lax.dynamic_update_slice_in_dim(cache, new, start, 0))
-        cache_k = write(cache_k, k.astype(cache_k.dtype), positions[:, 0])
-        cache_v = write(cache_v, v.astype(cache_v.dtype), positions[:, 0])
-        y = attention(q, cache_k.astype(q.dtype), cache_v.astype(q.dtype), mask=mask)
-        return self.mlp(x + self.o_proj(merge_heads(y))), cache_k, cache_v
+        keys, values = (write(cache, new, layer, positions[:, 0]) for cache, new in ((keys, k), (values, v)))
+        if mask is not None:
+            k, v = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).astype(q.dtype) for cache in (keys, values))
+        y = attention(q, k, v, mask=mask, causal=mask is None)
+        return self.mlp(x + self.o_proj(merge_heads(y))), keys, values
 
 
 class Llama(nnx.Module):
@@ -162,7 +193,7 @@ class Llama(nnx.Module):
         zeros = jnp.zeros((c.depth, batch, size, c.heads, c.width // c.heads), dtype)
         return zeros, zeros, jnp.zeros(batch, jnp.int32)
 
-    def extend(self, embeds, cache, lengths, *, adapter=True, positions=None, mask=None):
+    def extend(self, embeds, cache, lengths, *, adapter=True, positions=None, mask=None, empty=False):
         """Run n more tokens per row behind a cache: prefill (empty cache), suffixes (n > 1) or one decoding step (n = 1).
 
         Args:
@@ -171,6 +202,8 @@ class Llama(nnx.Module):
           lengths: int32[B], how many of the n are valid; the cache grows by that much, padding is overwritten later.
           positions: int32[B, n] in the text, where the tokens are not simply the next ones. The first is the next.
           mask: bool[B, 1, n, size], which places of the cache a token sees, its own among them; None: those before it.
+          empty: the cache holds nothing yet. The tokens see one another as in the full forward, by the kernels that take no
+            mask, and nothing of the cache is read. Not with `mask`.
 
         Returns:
           (hidden [B, n, D] after the final norm, cache).
@@ -178,14 +211,14 @@ class Llama(nnx.Module):
         keys, values, start = cache
         n, size = embeds.shape[1], keys.shape[2]
         positions = start[:, None] + jnp.arange(n) if positions is None else positions
-        if mask is None:
+        if mask is None and not empty:
             mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token
         graphdef, params = nnx.split(self.layers)
 
-        def body(x, layer):
-            layer_params, cache_k, cache_v = layer
-            x, cache_k, cache_v = nnx.merge(graphdef, layer_params).extend(x, positions, mask, adapter, cache_k, cache_v)
-            return x, (cache_k, cache_v)
+        def body(carry, layer):  # the cache is in the carry, which XLA writes in place: as an output it would be a second one
+            x, keys, values = carry
+            layer_params, index = layer
+            return nnx.merge(graphdef, layer_params).extend(x, positions, mask, adapter, keys, values, index), None
 
-        x, (keys, values) = jax.lax.scan(body, embeds, (params, keys, values))
+        (x, keys, values), _ = jax.lax.scan(body, (embeds, keys, values), (params, jnp.arange(len(keys))))
         return self.norm(x), (keys, values, start + lengths)
