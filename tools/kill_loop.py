@@ -118,8 +118,8 @@ class Runs:
 
     def finish(self, *overrides):
         """A run until its end."""
-        if self.start(*overrides).wait() != 0:
-            raise Fault(f"{self.text_file()}: the run failed")
+        if self.start(*overrides).wait() != 0 or self.number_of_steps not in self.steps():  # status 0 is that of SIGTERM too
+            raise Fault(f"{self.text_file()}: the run failed, or something else stopped it")
 
     def stop(self, process, where):
         """SIGTERM: the process saves, says so, and ends with status 0."""
