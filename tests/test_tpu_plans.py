@@ -49,8 +49,11 @@ def test_a_run_goes_on_where_it_was(asked, tmp_path, capsys):
     assert done.keys() == {*tpu_plans.CELLS} - {"7b/v4-128/train"}
     page = (tmp_path / "tpu_plans.md").read_text()
     assert "Not compiled yet: 7b/v4-128/train." in page and "python -m tools.tpu_plans --out benchmarks" in page
-    line = "| 13b | v5e-16 | train | 1 x 16 x 1, 8 | 3.00 | 1.00 | 1.00 | 2.00 | 8.00 of 16 | 50%, fits | 250 | 5e+03 |"
+    line = "| 13b | v5e-16 | train | 1 x 16 x 1, 8 | 3.00 | 1.00 | 1.00 | 2.00 | 8.00 of 16 | 50%, fits | 0 | 250 | 5e+03 |"
     assert line in page
+    assert "Not compiled yet: 7b/v4-128/train, every cell of masks." in tpu_plans.page(
+        {cell: found for cell, found in done.items() if not cell.endswith("masks")}
+    )
     asked.clear()
     tpu_plans.main(["--out", str(tmp_path)])
     assert asked == ["7b/v4-128/train"]

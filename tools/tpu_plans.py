@@ -34,7 +34,7 @@ ROWS = 4  # of prefill, decode and masks, for each part of the mesh that holds r
 CELLS = [f"{size}/{name}/{program}" for program in PROGRAMS for size in SIZES for name in SLICES]
 HEAD = (
     "model", "slice", "program", "mesh", "parameters", "optimizer", "activations", "temporaries", "total of memory", "margin",
-    "TFLOP", "HBM", "links", "at best", "bound", "MFU", "compiled",
+    "gathered whole", "TFLOP", "HBM", "links", "at best", "bound", "MFU", "compiled",
 )  # fmt: skip
 INTRO = """# Plans for TPU slices
 
@@ -43,7 +43,8 @@ compiler for those chips and run on none. [docs/plan.md](../docs/plan.md) says w
 GiB, TFLOP and GB. A training step is 128 images of 512 positions; the other programs have the rows that the mesh column says.
 Mesh: data x fsdp x tensor, and for training the number of micro-batches. The time is that of the slowest of computing, HBM and
 links at peak rates: a bound, not a measurement, and so is the MFU. Compiled: processor time to trace and compile.
-`fits` wants 10 % of the memory free.
+`fits` wants 10 % of the memory free. Gathered whole: how many stacked parameters a chip holds all layers of at once; a loop
+over layers gathers one layer at a time, so this is 0.
 
 """
 AGAIN = """
@@ -115,10 +116,17 @@ def page(done):
     lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(f"| {' | '.join(x)} |" for x in cells)]
     versions = next(iter(done.values()))["versions"]
     names = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "jaxlib", "libtpu") if name in versions)
-    missing = [cell for cell in CELLS if cell not in done]
-    left = f"\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
+    left = ", ".join(_missing(done))
+    left = f"\nNot compiled yet: {left}.\n" if left else ""
     example = f"    plum plan {' '.join(command(CELLS[0]))}\n"
     return INTRO + "\n".join(lines) + f"\n\nWith {names}.\n{left}{AGAIN}{example}"
+
+
+def _missing(done):
+    """Cells that are not done; a program of which none is, as one."""
+    for program in PROGRAMS:
+        missing = [cell for cell in CELLS if cell.endswith(f"/{program}") and cell not in done]
+        yield from [f"every cell of {program}"] if len(missing) == len(SIZES) * len(SLICES) else missing
 
 
 def row(cell, found):
@@ -136,10 +144,11 @@ def row(cell, found):
         gib("activations"), gib("temporaries"), total, verdict,
     ]  # fmt: skip
     if not about["compiled"]:
-        return start + [""] * 7
+        return start + [""] * 8
     guess, moved = about["estimate"], sum(counts["moved"] for counts in about["collectives"].values())
     return [
-        *start, f"{about['flops']['per_device'] / 1e12:.3g}", f"{about['memory_traffic'] / 1e9:.3g}", f"{moved / 1e9:.3g}",
+        *start, str(len(about["whole_parameters_gathered"])),
+        f"{about['flops']['per_device'] / 1e12:.3g}", f"{about['memory_traffic'] / 1e9:.3g}", f"{moved / 1e9:.3g}",
         f"{guess['step_seconds']:.3g} s", guess["bound"], f"{guess['mfu']:.1%}", f"{about['cpu_seconds']:.0f} s",
     ]  # fmt: skip
 
