@@ -59,26 +59,41 @@ def rotate(x, cos_sin):
 
 
 def write(cache, new, layer, start):
-    """cache [L, B, size, N, H] with new [B, n, N, H] in one layer, in every row from its start int32[B] on.
+    """New keys or values of one layer, in every row from its start on: in place, by one scatter into all layers.
 
-    One scatter into the stack, which XLA does in place. Its indices are the first axes in their order: for `jax.vmap` over the
-    second axis a CPU copies the whole cache. Nor does a CPU scatter bfloat16; it would make the whole cache float32, so there
-    the layer is taken out and put back.
+    A CPU would make all layers float32 to scatter bfloat16, so there the layer is taken out and put back. In float32 the layer
+    that is read is written once more: it is then copied as it lies, and not turned for the products straight out of the stack,
+    which takes longer.
+
+    Args:
+      cache: [L, B, size, N, H]. new: [B, n, N, H]. layer: int32[]. start: int32[B], with room for n more.
+
+    Returns:
+      (cache, its layer [B, size, N, H]), with `new` in them.
     """
 
-    def scatter(cache, new, layer, start):
-        at = jnp.stack([jnp.full_like(start, layer), jnp.arange(start.shape[0]), start], -1)
-        dims = jax.lax.ScatterDimensionNumbers(
-            update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 2)
-        )
-        return jax.lax.scatter(cache, at, new, dims, indices_are_sorted=True, unique_indices=True, mode="clip")
+    def in_place(cache, new, layer, start):
+        cache = _scatter(cache, new, layer, start)
+        return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
 
-    def by_layer(cache, new, layer, start):
-        written = scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
-        return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0)
+    def on_cpu(cache, new, layer, start):
+        if cache.dtype == jnp.bfloat16:
+            written = _scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
+            return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0), written[0]
+        cache, rows = in_place(cache, new, layer, start)
+        return cache, _scatter(rows[None], new, 0, start)[0]
 
-    others = {"cpu": by_layer} if cache.dtype == jnp.bfloat16 else {}
-    return by_platform(scatter, others, cache, new.astype(cache.dtype), layer, start)
+    return by_platform(in_place, {"cpu": on_cpu}, cache, new.astype(cache.dtype), layer, start)
+
+
+def _scatter(cache, new, layer, start):
+    """The cache of `write`, written. The indices are its first axes in their order: for `jax.vmap` over the second one a CPU
+    copies all of it."""
+    at = jnp.stack([jnp.full_like(start, layer), jnp.arange(start.shape[0]), start], -1)
+    dims = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 2)
+    )
+    return jax.lax.scatter(cache, at, new, dims, indices_are_sorted=True, unique_indices=True, mode="clip")
 
 
 class LlamaLayer(nnx.Module):
@@ -132,9 +147,10 @@ class LlamaLayer(nnx.Module):
           (x, keys, values) with the new tokens written.
         """
         q, k, v = self.project(self.input_norm(x), self.rotation(positions), adapter, None)
-        keys, values = (write(cache, new, layer, positions[:, 0]) for cache, new in ((keys, k), (values, v)))
+        keys, all_k = write(keys, k, layer, positions[:, 0])
+        values, all_v = write(values, v, layer, positions[:, 0])
         if mask is not None:
-            k, v = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False).astype(q.dtype) for cache in (keys, values))
+            k, v = all_k.astype(q.dtype), all_v.astype(q.dtype)
         y = attention(q, k, v, mask=mask, causal=mask is None)
         return self.mlp(x + self.o_proj(merge_heads(y))), keys, values
 
