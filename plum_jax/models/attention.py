@@ -36,7 +36,7 @@ def attention(q, k, v, *, causal=False, lengths=None, mask=None):
       lengths: int32[B], number of valid leading keys. Padding queries look at them as well, as in the reference, whose tag
         loss covers padding (M 6); a row of length 0 looks at its first key, so that nothing is ever 0 / 0. All kernels
         agree on both.
-      mask: bool[B, 1, T, S], True where a query may look; every query needs at least one key.
+      mask: bool[B, 1, T, S] or [B, 1, 1, S], True where a query may look; every query needs at least one key.
 
     Returns:
       [B, T, N, H] in the dtype of q.

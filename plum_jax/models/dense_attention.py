@@ -20,7 +20,7 @@ def dense_attention(q, k, v, bias=(), mask=None, lengths=None, causal=False):
     Args:
       q: [B, T, N, H]. k, v: [B, S, N, H].
       bias: parts [B, N, T, Y or 1, X or 1] whose sum [B, N, T, Y, X] with Y * X = S is added to the logits; none for no bias.
-      mask: bool[B or 1, 1, T, S], lengths: int32[B], causal: what is seen must be so by all three that are given. Every query
+      mask: bool[B, 1, T or 1, S], lengths: int32[B], causal: what is seen must be so by all three that are given. Every query
         needs a key that it sees.
 
     Returns:

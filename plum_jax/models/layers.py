@@ -164,7 +164,6 @@ def run_stack(layers, x, *args, keys=None, policy=None, remat=True, **kwargs):
       keys: one dropout key per layer, or None.
       policy: what `jax.checkpoint` keeps; None recomputes a whole layer in the backward pass.
       remat: False keeps every intermediate value: faster where memory is no concern.
-
     """
     graphdef, params = nnx.split(layers)
 
