@@ -267,7 +267,8 @@ def checkpoint_folder(path, which="last"):
     if not folder.is_dir():
         raise UserError(f"{path}: no such checkpoint folder; give the --workdir of a training run, or `tiny`")
     folder = absolute(folder)
-    if folder.name.isdigit() and ocp.is_orbax_checkpoint(folder):
+    of_run = (folder / "checkpoints").is_dir()  # a run folder may have a number for its name
+    if folder.name.isdigit() and not of_run and ocp.is_orbax_checkpoint(folder):
         return folder
     steps = steps_in(folder / "checkpoints")
     if not steps:

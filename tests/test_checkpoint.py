@@ -281,6 +281,7 @@ def test_load_model_joins_trained_and_frozen_parameters(run_folder):
     assert len(loaded.tokenizer) == config.model.llama.vocab_size
     equal(loaded.params, {**params, "llama": jax.tree.map(lambda x: x + 1, params["llama"])})
     assert loading.load_model(folder / "checkpoints" / "2").step == 2
+    assert loading.load_model(folder.rename(folder.with_name("7"))).step == 4  # a number as the name of a run
 
 
 def test_the_word_tiny_is_the_installed_run(run_folder):
