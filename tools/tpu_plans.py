@@ -44,7 +44,7 @@ GiB, TFLOP and GB. A training step is 128 images of 512 positions; the other pro
 Mesh: data x fsdp x tensor, and for training the number of micro-batches. The time is that of the slowest of computing, HBM and
 links at peak rates: a bound, not a measurement, and so is the MFU. Compiled: processor time to trace and compile.
 `fits` wants 10 % of the memory free. Gathered whole: how many stacked parameters a chip holds all layers of at once; a loop
-over layers gathers one layer at a time, so this is 0.
+over layers gathers one layer at a time, so this should be 0.
 
 """
 AGAIN = """
