@@ -74,16 +74,12 @@ def _add_bias_forward(y, bias):
 
 
 def _add_bias_backward(bias, gradient):
-    return gradient, sum_rows(gradient).astype(bias.dtype)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    ones = jnp.ones(rows.shape[0], rows.dtype)
+    return gradient, jnp.matmul(ones, rows, precision="highest", preferred_element_type=jnp.float32).astype(bias.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
-def sum_rows(x):
-    """[..., D] -> float32[D], summed over all rows by a product."""
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(jnp.ones(rows.shape[0], x.dtype), rows, precision="highest", preferred_element_type=jnp.float32)
 
 
 def as_rows(x):
