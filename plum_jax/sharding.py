@@ -111,6 +111,17 @@ def replicated(mesh):
     return NamedSharding(mesh, P())
 
 
+def compiler_options(mesh):
+    """What `jax.jit` tells the compiler of a program over a mesh.
+
+    A TPU's compiler takes a product with a split kernel of more than some MiB apart, into one product for each shard, so that
+    shards travel while products run. With kernels split over `fsdp` every piece then reads and writes the whole result: several
+    times the traffic to memory of a kernel that is gathered first (`plum plan`; docs/plan.md).
+    """
+    tpu = all(device.platform == "tpu" for device in mesh.devices.flat)
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": str(1 << 20)} if tpu else None
+
+
 def split_rows(x, *, last=None):
     """Says to XLA that the first axis of an activation [R, ...] is split over data and fsdp and the last one over the mesh
     axis `last`; without it XLA may gather the rows, to split a width that a parameter has split.

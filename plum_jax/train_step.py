@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from plum_jax.precision import rounded
+from plum_jax.sharding import compiler_options
 
 SKIPPED, LEAVES = "skipped_steps", "nonfinite_leaves"  # metrics of a step: 1 if it made no update; bool for each parameter
 
@@ -51,8 +52,9 @@ def make_train_step(loss_fn, count, tx, state_sharding=None, *, accumulate_dtype
       (state, frozen, batches, key) -> (state, {metric: (sum, weight)}). The state is donated.
     """
     everywhere = None if state_sharding is None else state_sharding.step  # metrics are the same on all devices
+    options = None if state_sharding is None else compiler_options(everywhere.mesh)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_sharding, everywhere))
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_sharding, everywhere), compiler_options=options)
     def train_step(state, frozen, batches, key):
         totals = count(batches)
         keys = jax.random.split(jax.random.fold_in(key, state.step), jax.tree.leaves(batches)[0].shape[0])
