@@ -11,6 +11,7 @@ import traceback
 
 from plum_jax import processes
 from plum_jax.errors import UserError
+from plum_jax.huge_pages import ask_for_huge_pages
 
 COMMANDS = {
     "quickstart": ("plum_jax.quickstart", "synthetic data, train the tiny model, evaluate, predict, report"),
@@ -73,7 +74,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv=None):
-    """Entry point of `plum`. Returns the exit status."""
+    """Entry point of `plum`. Returns the exit status. Without argv this is the whole process, which gets huge pages."""
+    if argv is None:
+        ask_for_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _main(argv)
@@ -130,8 +133,11 @@ def run(main, argv=None, *, name=None):
     anywhere in argv shows the traceback. A module that also runs as `python -m` ends with `raise SystemExit(cli.run(main))`.
 
     Args:
+      argv: default: those of the process, which then gets huge pages.
       name: what stands after `plum` in messages; default: the last word of the module's name.
     """
+    if argv is None:
+        ask_for_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]

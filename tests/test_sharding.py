@@ -10,12 +10,13 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from model_fixtures import PARTS, micro, random_batch, small_config, small_model
+from tpu_fixtures import compiled_text, tpu_mesh
 
 from plum_jax.errors import UserError
 from plum_jax.losses import language_loss
 from plum_jax.models.llama import Llama
 from plum_jax.objective import make_loss
-from plum_jax.sharding import batch_sharding, make_mesh, path_name, replicated, split_rows, tree_sharding
+from plum_jax.sharding import batch_sharding, compiler_options, make_mesh, path_name, replicated, split_rows, tree_sharding
 from plum_jax.train_step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -142,3 +143,16 @@ def test_mesh_sizes():
         make_mesh({"data": 3, "fsdp": 1, "tensor": 1})
     with pytest.raises(UserError, match="8 devices"):
         make_mesh({"data": -1, "fsdp": 3, "tensor": 1})
+
+
+def test_a_split_kernel_is_gathered_on_a_tpu_and_not_multiplied_piece_by_piece():
+    """Compiled for a topology. Without the option the compiler sends the pieces round in a ring of permutes."""
+    mesh = tpu_mesh(1, 8, 1)
+    split = NamedSharding(mesh, P("fsdp"))
+    rows, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split) for shape in ((16384, 8192), (8192, 65536)))
+    found = []
+    for options in (None, compiler_options(mesh)):
+        program = jax.jit(jnp.matmul, out_shardings=split, compiler_options=options).lower(rows, kernel)
+        found.append(" collective-permute-start(" in compiled_text(program))
+    assert found == [True, False]
+    assert compiler_options(make_mesh({"data": -1, "fsdp": 1, "tensor": 1})) is None
