@@ -2,7 +2,7 @@
 
 XLA on a CPU takes the memory of a program's intermediate values anew for each run and gives it back afterwards, and each run
 then faults it in again, page by page: a third of the tiny model's training step with pages of 4 KiB. glibc asks for huge pages
-(madvise) only where its tunable says so when a process starts, and most Linux distributions give them only to who asks.
+(madvise) only where its tunable says so when a process starts; in the mode `madvise` the kernel gives them to no one else.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ def ask_for_huge_pages():
     """Starts this very command again with the tunable set, in the same process (exec), where that changes anything.
 
     To be called before anything is imported or opened that should not happen twice. Does nothing where the kernel has no huge
-    pages to ask for, where the C library does not know the tunable, and where GLIBC_TUNABLES has it already: a value of 0
-    switches it off.
+    pages that must be asked for, where the C library does not know the tunable, and where GLIBC_TUNABLES has it already: a
+    value of 0 switches it off.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if TUNABLE in tunables or "[madvise]" not in _read(MODE) or not _knows_tunable():

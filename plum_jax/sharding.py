@@ -116,7 +116,7 @@ def compiler_options(mesh):
 
     A TPU's compiler takes a product with a split kernel of more than some MiB apart, into one product for each shard, so that
     shards travel while products run. With kernels split over `fsdp` every piece then reads and writes the whole result: several
-    times the traffic to memory of a kernel that is gathered first (`plum plan`; docs/plan.md).
+    times the traffic to memory of a kernel that is gathered first (docs/sharding.md).
     """
     tpu = all(device.platform == "tpu" for device in mesh.devices.flat)
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": str(1 << 20)} if tpu else None
