@@ -24,7 +24,7 @@ class Prefix(NamedTuple):
     """What all rows of an image share: the tokens up to and including the image. B images, S0 spliced positions."""
 
     hidden: jax.Array  # [B, S0, D] after the final norm
-    keys: jax.Array  # [L, B, S0, N, H]
+    keys: jax.Array  # [L, B, N, S0, H]
     values: jax.Array
     nll: jax.Array  # float32[B] summed over the text tokens but the first
     count: int  # of those tokens
@@ -132,7 +132,7 @@ def score_choices(graphdef, params, prefix, questions, *, dtype="float32"):
     groups, choices, size = q.choice_tokens.shape
     start, long = prefix.hidden.shape[1], q.tokens.shape[1]
     grown = long + choices * size
-    room = ((0, 0), (0, 0), (0, grown), (0, 0), (0, 0))
+    room = ((0, 0), (0, 0), (0, 0), (0, grown), (0, 0))
     cache = tuple(jnp.pad(x[:, q.image], room) for x in (prefix.keys, prefix.values))
     positions, mask = _tree(start, q.length, long, choices, size)
     tokens = jnp.concatenate([q.tokens, q.choice_tokens.reshape(groups, -1)], 1)
@@ -235,7 +235,7 @@ def prefill(model, image_tokens, tokens, token_count, image_position, keys, valu
 
     Args:
       model: Plum. image_tokens, tokens, token_count, image_position: as of `generate`.
-      keys, values: [L, R, S + room, N, H] of zeros, with S = T - 1 + P spliced positions.
+      keys, values: [L, R, N, S + room, H] of zeros, with S = T - 1 + P spliced positions.
 
     Returns:
       (hidden [R, S, D], first token of the answers int32[R], cache (keys, values, int32[R] spliced lengths)).

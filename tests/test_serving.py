@@ -168,8 +168,8 @@ def flip_a_byte(path):
 DAMAGE = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: no such file"),
     "cut manifest": (lambda f: (f / "manifest.json").write_text('{"format"'), r"manifest\.json: is damaged"),
-    "short manifest": (lambda f: (f / "manifest.json").write_text('{"format": 1}'), "parts of it are missing"),
-    "other format": (lambda f: edit_manifest(f, format=2), "has format 2, this plum_jax reads 1"),
+    "short manifest": (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "parts of it are missing"),
+    "other format": (lambda f: edit_manifest(f, format=3), "has format 3, this plum_jax reads 2"),
     "damaged program": (lambda f: flip_a_byte(f / "prefill.stablehlo"), r"prefill\.stablehlo: is damaged"),
     "missing program": (lambda f: (f / "encode_sam.stablehlo").unlink(), r"encode_sam\.stablehlo: is missing"),
     "missing tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer.*: is missing"),

@@ -36,7 +36,7 @@ from plum_jax.models import clip, feedback, sam_decoder, sam_encoder
 from plum_jax.models.llama import Llama
 from plum_jax.models.plum import PlumConfig, bind
 from plum_jax.params import count
-from plum_jax.sharding import tree_sharding
+from plum_jax.sharding import compiler_options, tree_sharding
 from tools import reference_model, sizes, timing, torch_peers
 from tools.random_weights import random_params
 
@@ -82,7 +82,7 @@ class Bench:
     def program(self, graphdefs, params, call, *inputs, work, peer):
         """`call(*modules, *inputs)` as a Program."""
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
         def run(params, *inputs):
             return call(*(bind(graphdefs[name], params[name]) for name in graphdefs), *inputs)
 
@@ -193,7 +193,8 @@ def step(b):
 
     peer = lambda torch: torch.step(b.rows, b.positions, recompute)  # noqa: E731
     work = {"rows": b.rows, "tokens": b.rows * b.positions}
-    return {"step": Program(jax.jit(jax.value_and_grad(loss)), (params, tokens), work, count(params), peer)}
+    run = jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options(b.mesh))
+    return {"step": Program(run, (params, tokens), work, count(params), peer)}
 
 
 PARTS = {

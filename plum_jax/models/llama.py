@@ -61,37 +61,33 @@ def rotate(x, cos_sin):
 def write(cache, new, layer, start):
     """New keys or values of one layer, in every row from its start on: in place, by one scatter into all layers.
 
-    A CPU would make all layers float32 to scatter bfloat16, so there the layer is taken out and put back. In float32 the layer
-    that is read is written once more: it is then copied as it lies, and not turned for the products straight out of the stack,
-    which takes longer.
+    A CPU would make all layers float32 to scatter bfloat16, so there the layer is taken out and put back.
 
     Args:
-      cache: [L, B, size, N, H]. new: [B, n, N, H]. layer: int32[]. start: int32[B], with room for n more.
+      cache: [L, B, N, size, H]. new: [B, n, N, H]. layer: int32[]. start: int32[B], with room for n more.
 
     Returns:
-      (cache, its layer [B, size, N, H]), with `new` in them.
+      (cache, its layer [B, N, size, H]), with `new` in them.
     """
 
     def in_place(cache, new, layer, start):
         cache = _scatter(cache, new, layer, start)
         return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
 
-    def on_cpu(cache, new, layer, start):
-        if cache.dtype == jnp.bfloat16:
-            written = _scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
-            return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0), written[0]
-        cache, rows = in_place(cache, new, layer, start)
-        return cache, _scatter(rows[None], new, 0, start)[0]
+    def taken_out(cache, new, layer, start):
+        written = _scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
+        return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0), written[0]
 
-    return by_platform(in_place, {"cpu": on_cpu}, cache, new.astype(cache.dtype), layer, start)
+    kernels = {"cpu": taken_out} if cache.dtype == jnp.bfloat16 else {}
+    return by_platform(in_place, kernels, cache, new.swapaxes(1, 2).astype(cache.dtype), layer, start)
 
 
 def _scatter(cache, new, layer, start):
-    """The cache of `write`, written. The indices are its first axes in their order: for `jax.vmap` over the second one a CPU
-    copies all of it."""
+    """The cache of `write` with `new` [B, N, n, H] written. Written as one scatter: for `jax.vmap` over the rows a CPU copies
+    all of it."""
     at = jnp.stack([jnp.full_like(start, layer), jnp.arange(start.shape[0]), start], -1)
     dims = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 2)
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 3)
     )
     return jax.lax.scatter(cache, at, new, dims, indices_are_sorted=True, unique_indices=True, mode="clip")
 
@@ -141,7 +137,7 @@ class LlamaLayer(nnx.Module):
 
         Args:
           x: [B, n, D]. mask: as of `Llama.extend`, None where the cache is empty.
-          keys, values: [L, B, size, N, H] of all layers.
+          keys, values: [L, B, N, size, H] of all layers.
 
         Returns:
           (x, keys, values) with the new tokens written.
@@ -150,7 +146,7 @@ class LlamaLayer(nnx.Module):
         keys, all_k = write(keys, k, layer, positions[:, 0])
         values, all_v = write(values, v, layer, positions[:, 0])
         if mask is not None:
-            k, v = all_k.astype(q.dtype), all_v.astype(q.dtype)
+            k, v = (x.astype(q.dtype).swapaxes(1, 2) for x in (all_k, all_v))
         y = attention(q, k, v, mask=mask, causal=mask is None)
         return self.mlp(x + self.o_proj(merge_heads(y))), keys, values
 
@@ -204,9 +200,10 @@ class Llama(nnx.Module):
         return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, -1e9)
 
     def empty_cache(self, batch, size, dtype=jnp.float32):
-        """(keys, values [L, B, size, N, H], length int32[B]) with nothing in it."""
+        """(keys, values [L, B, N, size, H], length int32[B]) with nothing in it. A head's positions lie side by side, as the
+        products of a step read them."""
         c = self.config
-        zeros = jnp.zeros((c.depth, batch, size, c.heads, c.width // c.heads), dtype)
+        zeros = jnp.zeros((c.depth, batch, c.heads, size, c.width // c.heads), dtype)
         return zeros, zeros, jnp.zeros(batch, jnp.int32)
 
     def extend(self, embeds, cache, lengths, *, adapter=True, positions=None, mask=None, empty=False):
@@ -214,7 +211,7 @@ class Llama(nnx.Module):
 
         Args:
           embeds: [B, n, D], right-padded. The cache must have room for n more positions in every row.
-          cache: (keys, values [L, B, size, N, H], length int32[B]).
+          cache: (keys, values [L, B, N, size, H], length int32[B]).
           lengths: int32[B], how many of the n are valid; the cache grows by that much, padding is overwritten later.
           positions: int32[B, n] in the text, where the tokens are not simply the next ones. The first is the next.
           mask: bool[B, 1, n, size], which places of the cache a token sees, its own among them; None: those before it.
@@ -225,7 +222,7 @@ class Llama(nnx.Module):
           (hidden [B, n, D] after the final norm, cache).
         """
         keys, values, start = cache
-        n, size = embeds.shape[1], keys.shape[2]
+        n, size = embeds.shape[1], keys.shape[3]
         positions = start[:, None] + jnp.arange(n) if positions is None else positions
         if mask is None and not empty:
             mask = (jnp.arange(size) <= positions[..., None])[:, None]  # [B, 1, n, size]: causal, and nothing past the token

@@ -14,7 +14,7 @@ from plum_jax.planning import abstract
 from plum_jax.planning.flops import count_flops, kept_bytes
 from plum_jax.serving import programs as serving
 from plum_jax.settings import check_settings, check_split
-from plum_jax.sharding import make_mesh, path_name
+from plum_jax.sharding import compiler_options, make_mesh, path_name
 from plum_jax.switches import switch
 from plum_jax.training_plan import plan_training
 
@@ -113,7 +113,8 @@ def _served(name, config, mesh, rows):
     def trace():
         with jax.set_mesh(mesh):
             outputs = dict.fromkeys(jax.eval_shape(run, parts, cache, inputs)) | {key: x.sharding for key, x in cache.items()}
-            traced = jax.jit(run, donate_argnums=1, out_shardings=outputs).trace(parts, cache, inputs)
+            jitted = jax.jit(run, donate_argnums=1, out_shardings=outputs, compiler_options=compiler_options(mesh))
+            traced = jitted.trace(parts, cache, inputs)
         flops = count_flops(traced.jaxpr)
         return Traced(traced.lower, flops, flops, 0)
 
@@ -133,7 +134,7 @@ def _inputs(program, config, model, mesh, rows):
         shape = tuple(sum(int(sizes.get(term, term)) for term in part.split(" + ")) for part in symbols)
         spec = [ROWS if symbol in ("b", "i") else None for symbol in symbols]
         if key in ("keys", "values") and model.llama.heads % mesh.shape["tensor"] == 0:
-            spec[3] = "tensor"  # heads, as the kernels that make them
+            spec[2] = "tensor"  # heads, as the kernels that make them
         inputs[key] = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
     return inputs
 

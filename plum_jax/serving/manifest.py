@@ -6,7 +6,7 @@ from pathlib import Path
 from plum_jax.errors import UserError
 from plum_jax.run_record import sha256_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, PARAMETERS, TOKENIZER, CALIBRATION = "manifest.json", "parameters", "tokenizer", "calibration.json"
 KEYS = ("programs", "platforms", "parameters", "config", "checkpoint", "calling_convention", "versions", "files")
 

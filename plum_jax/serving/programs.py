@@ -55,7 +55,7 @@ def programs(config, use_feedback):
     patches, grid, dtype = config.clip.grid**2, config.decoder.grid, config.dtype
 
     def cache(positions):
-        shape = f"{llama.depth}, b, {positions}, {llama.heads}, {width // llama.heads}"
+        shape = f"{llama.depth}, b, {llama.heads}, {positions}, {width // llama.heads}"
         return dict(keys=(shape, dtype), values=(shape, dtype))
 
     images = {"clip_pixels": (f"b, {config.clip.image_size}, {config.clip.image_size}, 3", "uint8")}

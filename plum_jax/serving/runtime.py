@@ -140,9 +140,9 @@ class ExportedPrograms:
     ):
         """`generate.generate` with the prefill, the step and the reading replaced by their programs."""
         prefill = jax.tree.unflatten(self.exported["prefill"].in_tree, self.exported["prefill"].in_avals)[0][1]
-        layers, _, _, heads, head = prefill["keys"].shape
+        layers, _, heads, _, head = prefill["keys"].shape
         rows, size = tokens.shape[0], tokens.shape[1] - 1 + image_tokens.shape[1] + max_new_tokens
-        empty = jnp.zeros((layers, rows, size, heads, head), prefill["keys"].dtype)
+        empty = jnp.zeros((layers, rows, heads, size, head), prefill["keys"].dtype)
         start = self._run(
             "prefill", params, image_tokens=image_tokens, tokens=tokens, token_count=token_count,
             image_position=image_position, keys=empty, values=empty,
