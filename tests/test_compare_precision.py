@@ -24,22 +24,35 @@ def test_the_runs_differ_in_the_type_and_the_seed_alone(tmp_path):
     assert set(differences(whole, load_config("tiny"))) == {"name"} and whole.train.steps == 600
 
 
-def test_the_page_holds_both_differences():
-    found = compare_precision.rows(
-        result(), result(gmiou_macro=0.82, part_accuracy=0.85), result(gmiou_macro=0.79, part_accuracy=0.9)
-    )
+def test_the_page_holds_pairs_against_their_spread():
+    masks = {"float32": (0.80, 0.82, 0.81), "bfloat16": (0.79, 0.81, 0.80)}  # always 0.01 less, whatever the seed changes
+    parts = {"float32": (0.85, 0.85, 0.85), "bfloat16": (0.90, 0.80, 0.85)}
+    runs = [
+        {"type": dtype, "seed": seed, **result(gmiou_macro=masks[dtype][seed], part_accuracy=parts[dtype][seed])}
+        for seed in range(3)
+        for dtype in compare_precision.TYPES
+    ]
+    found = compare_precision.rows(runs)
     assert [(row["part"], row["metric"]) for row in found] == [
         ("train", "loss"), ("train", "language"), ("test", "gmiou_macro"), ("test", "part_accuracy")
     ]  # fmt: skip
+    assert found[2]["float32"] == [0.80, 0.82, 0.81] and found[2]["bfloat16"] == [0.79, 0.81, 0.80]
     settings = {"steps": 300, "images": 100, "data": "rendered"}
-    page = compare_precision.page({"settings": settings, "rows": found, "device": "cpu", "versions": {"jax": "0"}})
-    assert "| test: gmiou macro | 0.800 | 0.820 | 0.790 | +0.020 | -0.010 |" in page
-    assert "changes 3 of 4 numbers by no more than the seed does" in page and "--steps 300 --images 100" in page
+    about = {"settings": settings, "device": "cpu", "versions": {"jax": "0"}}
+    page = compare_precision.page({**about, "runs": runs, "rows": found})
+    assert "| test: gmiou macro | 0.810 ± 0.010 | 0.800 ± 0.010 | -0.010 ± 0.000 | no |" in page
+    assert "| test: part accuracy | 0.850 ± 0.000 | 0.850 ± 0.050 | +0.000 ± 0.124 | yes |" in page
+    assert "3 of 4 differences are within noise" in page and "--steps 300 --images 100 --seeds 0,1,2`" in page
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--seeds", "1,1"], "not two different numbers"), (["--seeds", "0"], "not two"), (["--steps", "0"], "1 step or more")],
+    [
+        (["--seeds", "1,1"], "not two or more different numbers"),
+        (["--seeds", "1,01"], "not two or more"),
+        (["--seeds", "0"], "not two or more"),
+        (["--steps", "0"], "1 step or more"),
+    ],
 )
 def test_wrong_arguments(words, message, tmp_path):
     with pytest.raises(UserError, match=message):

@@ -2,14 +2,16 @@
 
     python -m tools.compare_precision --out precision --table benchmarks
 
-Noise is what another seed changes: float32 is trained with two seeds, bfloat16 with the first of them. Stopped at any time, the
-same command goes on. OUT/TYPE-SEED are run folders; precision.md and precision.json are written into OUT, and into --table.
+Both types are trained from the same seeds, and the differences between pairs are held against how much they vary (paired t
+interval). Stopped at any time, the same command goes on. OUT/TYPE-SEED are run folders; precision.md and precision.json are
+written into OUT, and into --table.
 """
 
 import argparse
 import math
 import os
 import shutil
+import statistics
 from pathlib import Path
 
 from plum_jax import cli, console
@@ -20,21 +22,22 @@ from tools import study_table
 CONFIG, SPLIT = "configs/tiny.py", "test"
 LOSSES = ("loss", "language", "tag", "shape", "bce")  # of metrics.csv: means over the last rows
 LAST_ROWS = 3
+TYPES = ("float32", "bfloat16")
 
 
 def main(argv=None):
     parser = cli.Parser(prog="compare_precision", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; one that holds this comparison is continued")
     parser.add_argument("--steps", type=int, help="of every training (default: those of configs/tiny.py)")
-    parser.add_argument("--seeds", default="0,1", help="two seeds: of both types, and of float32 alone (default 0,1)")
+    parser.add_argument("--seeds", default="0,1,2", help="that both types are trained from (default 0,1,2)")
     parser.add_argument("--images", type=int, default=0, help="of the test split that are evaluated (default 0: all)")
     parser.add_argument("--data", type=Path, help="dataset folder; default: OUT/data, rendered with seed 0")
     parser.add_argument("--splits", default="train=8000,val=120,test=200", help="of the data that is rendered")
     parser.add_argument("--table", type=Path, help="also write precision.md and precision.json there, such as benchmarks")
     args = parser.parse_args(argv)
     seeds = args.seeds.split(",")
-    if len(seeds) != 2 or not all(seed.isdecimal() for seed in seeds) or seeds[0] == seeds[1]:
-        raise UserError(f"--seeds {args.seeds!r}: are not two different numbers with a comma; give such as 0,1")
+    if not all(seed.isdecimal() for seed in seeds) or len(seeds) < 2 or len(set(map(int, seeds))) < len(seeds):
+        raise UserError(f"--seeds {args.seeds!r}: are not two or more different numbers with commas; give such as 0,1,2")
     if (args.steps is not None and args.steps < 1) or args.images < 0:
         raise UserError(f"--steps {args.steps}, --images {args.images}: give 1 step or more, and 0 (all) images or more")
     from plum_jax.cache import enable_compilation_cache
@@ -43,7 +46,7 @@ def main(argv=None):
     enable_compilation_cache()
     console.header("compare_precision", args.out)
     with RunRecord(args.out, "compare_precision", vars(args)) as record:
-        found = compare(args, [("float32", seeds[0]), ("float32", seeds[1]), ("bfloat16", seeds[0])], record)
+        found = compare(args, [(dtype, int(seed)) for seed in seeds for dtype in TYPES], record)
     if found is None:
         return 0
     for folder in filter(None, (args.out, args.table)):
@@ -56,11 +59,11 @@ def main(argv=None):
 def compare(args, runs, record):
     """Trains and evaluates what is missing -> what precision.json holds, None after SIGTERM."""
     folder = args.data or _render(args.out / "data", args.splits)
-    results = {}
+    results = []
     for number, (dtype, seed) in enumerate(runs, 1):
         name = f"{dtype}-{seed}"
         print(f"\n[{number}/{len(runs)}] {name}", flush=True)
-        config, work = config_of(dtype, int(seed), args.steps, folder), args.out / name
+        config, work = config_of(dtype, seed, args.steps, folder), args.out / name
         asked = {"steps": config.train.steps, "images": args.images, "data": str(folder)}
         result = study_table.read(work / "result.json")
         if result.get("asked") != asked:
@@ -71,10 +74,10 @@ def compare(args, runs, record):
                 return None
             result = {"asked": asked, **scores}
             write_json(work / "result.json", result)
-        results[name] = {key: value for key, value in result.items() if key != "asked"}
+        results.append({"type": dtype, "seed": seed, "train": result["train"], "test": result["test"]})
     settings = {"steps": config.train.steps, "images": args.images, "data": str(args.data or f"rendered: {args.splits}")}
     about = {"settings": settings, "versions": versions(), "device": console.device_line(), "runs": results}
-    return {**about, "rows": rows(*results.values())}
+    return {**about, "rows": rows(results)}
 
 
 def _render(folder, splits):
@@ -116,43 +119,48 @@ def run_one(config, work, images):
     return {"train": losses, "test": study_table.scores(results)}
 
 
-def rows(first, other, low):
-    """[{"part", "metric", "float32", "other_seed", "bfloat16"}]: float32, float32 with another seed, bfloat16."""
+def rows(runs):
+    """Runs of both types from the same seeds -> [{"part", "metric", "float32": [value of each seed], "bfloat16": [...]}], of
+    what all of them have."""
     found = []
     for part in ("train", "test"):
-        for name, value in first[part].items():
-            values = [value, other[part].get(name), low[part].get(name)]
-            if all(isinstance(x, (int, float)) and math.isfinite(x) for x in values) and name != "n_instances":
-                found.append(
-                    {"part": part, "metric": name, **dict(zip(("float32", "other_seed", "bfloat16"), values, strict=True))}
-                )
+        for name in runs[0][part]:
+            values = {dtype: [run[part].get(name) for run in runs if run["type"] == dtype] for dtype in TYPES}
+            known = all(isinstance(x, (int, float)) and math.isfinite(x) for x in sum(values.values(), []))
+            if known and name != "n_instances":
+                found.append({"part": part, "metric": name, **values})
     return found
 
 
 def page(found):
     """precision.md."""
-    settings = found["settings"]
+    settings, noise = found["settings"], 0
     images = f"the first {settings['images']} images" if settings["images"] else "all images"
+    seeds = list(dict.fromkeys(run["seed"] for run in found["runs"]))
     lines = [
         "# float32 and bfloat16", "",
-        f"`configs/tiny.py`, {settings['steps']} steps, evaluated on {images} of the {SPLIT} split ({settings['data']}). "
-        "*another seed* is float32 once more: what changes without a change. Losses are means over the last "
-        f"{LAST_ROWS} rows of metrics.csv.", "",
-        "| | float32 | another seed | bfloat16 | difference of the seed | difference of the type |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"`configs/tiny.py`, {settings['steps']} steps from the seeds {', '.join(map(str, seeds))} in both types, evaluated on "
+        f"{images} of the {SPLIT} split ({settings['data']}). Losses are means over the last {LAST_ROWS} rows of metrics.csv. "
+        "Means and standard deviations over the seeds; the difference is bfloat16 minus float32 of the same seed, on average, "
+        "with the 95 % interval of that mean (Student's t).", "",
+        "| | float32 | bfloat16 | difference | holds zero |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for row in found["rows"]:
-        values = [row[key] for key in ("float32", "other_seed", "bfloat16")]
-        differences = [values[1] - values[0], values[2] - values[0]]
-        cells = [f"{x:.3f}" for x in values] + [f"{x:+.3f}" for x in differences]
+        differences = [low - full for full, low in zip(row["float32"], row["bfloat16"], strict=True)]
+        mean, width = statistics.mean(differences), study_table.half_width(differences)
+        noise += abs(mean) <= width
+        cells = [*(study_table.spread(row[dtype]) for dtype in TYPES), f"{mean:+.3f} ± {width:.3f}", _yes(abs(mean) <= width)]
         lines.append(f"| {row['part']}: {row['metric'].replace('_', ' ')} | {' | '.join(cells)} |")
-    share = sum(abs(row["bfloat16"] - row["float32"]) <= abs(row["other_seed"] - row["float32"]) for row in found["rows"])
     lines += [
-        "", f"The type changes {share} of {len(found['rows'])} numbers by no more than the seed does.", "",
-        f"Made by `python -m tools.compare_precision --steps {settings['steps']} --images {settings['images']}` on "
-        f"{found['device']}, jax {found['versions']['jax']}.",
+        "", f"{noise} of {len(found['rows'])} differences are within noise: their interval holds zero.", "",
+        f"Made by `python -m tools.compare_precision --steps {settings['steps']} --images {settings['images']} "
+        f"--seeds {','.join(map(str, seeds))}` on {found['device']}, jax {found['versions']['jax']}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _yes(condition):
+    return "yes" if condition else "no"
 
 
 if __name__ == "__main__":

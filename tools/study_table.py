@@ -62,6 +62,11 @@ def spread(found):
     return f"{text} ± {statistics.stdev(found):.3f}" if len(found) > 1 else text
 
 
+def half_width(found):
+    """Half of the 95 % interval of the mean of two values or more (Student's t)."""
+    return T95.get(len(found), 2.6) * statistics.stdev(found) / len(found) ** 0.5
+
+
 def difference(study, variant, metric):
     """One sentence: variant minus base, seed by seed, and whether that is more than the seeds differ (paired t interval).
 
@@ -75,7 +80,7 @@ def difference(study, variant, metric):
     text = f"{title}: {statistics.mean(found):+.3f} on average ({', '.join(f'{x:+.3f}' for x in found)})"
     if len(found) < 2:
         return f"{text}; one seed shows nothing."
-    width = T95.get(len(found), 2.6) * statistics.stdev(found) / len(found) ** 0.5
+    width = half_width(found)
     if not any(found):
         return f"{text}; the same."
     if abs(statistics.mean(found)) > width:
