@@ -13,6 +13,7 @@ import sys
 MODE = "/sys/kernel/mm/transparent_hugepage/enabled"  # "always [madvise] never"
 TUNABLE = "glibc.malloc.hugetlb"
 GLIBC = (2, 35)  # knows the tunable
+STARTED = "PLUM_STARTED_AGAIN"  # environment: the process that was, as its interpreter may be a wrapper that drops the tunable
 
 
 def ask_for_huge_pages():
@@ -23,8 +24,10 @@ def ask_for_huge_pages():
     value of 0 switches it off.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in tunables or "[madvise]" not in _read(MODE) or not _knows_tunable():
+    again = os.environ.get(STARTED) == str(os.getpid())
+    if again or TUNABLE in tunables or "[madvise]" not in _read(MODE) or not _knows_tunable():
         return
+    os.environ[STARTED] = str(os.getpid())
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{TUNABLE}=1")))
     with contextlib.suppress(OSError, ValueError):  # an interpreter without a name of its own: this one goes on
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

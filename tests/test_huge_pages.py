@@ -40,6 +40,17 @@ def test_it_is_asked_for_where_that_changes_something(tmp_path, mode, tunables, 
     assert done.stdout.splitlines() == [str([["two words", ""], True, wanted])]
 
 
+def test_an_interpreter_that_drops_the_tunable_is_started_again_once(tmp_path):
+    mode, wrapper = tmp_path / "enabled", tmp_path / "python"
+    mode.write_text("always [madvise] never")
+    wrapper.write_text(f'#!/bin/sh\nunset GLIBC_TUNABLES\nexec "{sys.executable}" "$@"\n')
+    wrapper.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    show = SHOW.replace("pid =", f"sys.executable = {str(wrapper)!r}\npid =", 1)
+    done = subprocess.run([wrapper, "-c", show, str(mode)], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == [str([[], True, None])]
+
+
 @pytest.mark.parametrize(
     ("libc", "wanted"), [(("glibc", "2.36"), True), (("glibc", "2.34"), False), (("", ""), False), (("musl", "1.2"), False)]
 )
