@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import re
 
@@ -15,7 +16,9 @@ from tpu_fixtures import compiled_text, tpu_mesh
 from plum_jax.errors import UserError
 from plum_jax.losses import language_loss
 from plum_jax.models.llama import Llama
+from plum_jax.models.plum import PlumConfig, bind
 from plum_jax.objective import make_loss
+from plum_jax.planning.traffic import read_traffic
 from plum_jax.sharding import batch_sharding, compiler_options, make_mesh, path_name, replicated, split_rows, tree_sharding
 from plum_jax.train_step import init_state, make_train_step
 
@@ -89,6 +92,32 @@ def test_the_language_loss_gathers_no_logits():
     text = program.as_text()
     assert f"{vocabulary // 4}]" in text  # a device's share of the logits
     assert not re.findall(rf"f32\[[\d,]*\b{vocabulary}\]", text)  # all of them are nowhere
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_keys_and_values_are_written_where_their_rows_lie(empty):
+    """Prompts into an empty cache, or one token of every row behind its own: no device gets another's rows or positions."""
+    rows, size, new, mesh = 40, 19, 7 if empty else 1, mesh_of((1, 8, 1))
+    config = dataclasses.replace(PlumConfig.from_dict(small_config().model).llama, depth=5)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
+    params, head = nnx.to_pure_dict(state), config.width // config.heads
+    by_row = NamedSharding(mesh, P(None, ("data", "fsdp")))
+    cache = jax.ShapeDtypeStruct((config.depth, rows, config.heads, size, head), jnp.float32, sharding=by_row)
+    embeds, start = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+        for shape, dtype in (((rows, new, config.width), jnp.float32), ((rows,), jnp.int32))
+    )
+
+    def extend(params, embeds, keys, values, start):
+        return bind(graphdef, params).extend(embeds, (keys, values, start), jnp.full_like(start, new), empty=empty)
+
+    where = tree_sharding({"llama": params}, mesh)["llama"]
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(extend, in_shardings=(where, None, None, None, None))
+        text = jitted.lower(params, embeds, cache, cache, start).compile().as_text()
+    gathered = read_traffic(text).gathered
+    assert any(set(dims) >= {config.width, config.mlp} for dims, _ in gathered)  # kernels are, one layer at a time
+    assert not [dims for dims, _ in gathered if rows in dims]
 
 
 def test_initialising_sharded_gives_the_same_numbers():

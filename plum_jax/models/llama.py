@@ -59,12 +59,13 @@ def rotate(x, cos_sin):
 
 
 def write(cache, new, layer, start):
-    """New keys or values of one layer, in every row from its start on: in place, by one scatter into all layers.
+    """New keys or values of one layer, in every row from its start on, in place.
 
-    A CPU would make all layers float32 to scatter bfloat16, so there the layer is taken out and put back.
+    Rows that are split over a mesh are written where they lie: the scatter has them as a batch axis, and there is none where
+    all rows start at 0. A CPU would make all layers float32 to scatter bfloat16: there the layer is taken out and put back.
 
     Args:
-      cache: [L, B, N, size, H]. new: [B, n, N, H]. layer: int32[]. start: int32[B], with room for n more.
+      cache: [L, B, N, size, H]. new: [B, n, N, H]. layer: int32[]. start: int32[B], with room for n more; None: 0 everywhere.
 
     Returns:
       (cache, its layer [B, N, size, H]), with `new` in them.
@@ -78,17 +79,20 @@ def write(cache, new, layer, start):
         written = _scatter(jax.lax.dynamic_index_in_dim(cache, layer), new, 0, start)
         return jax.lax.dynamic_update_index_in_dim(cache, written, layer, 0), written[0]
 
-    kernels = {"cpu": taken_out} if cache.dtype == jnp.bfloat16 else {}
-    return by_platform(in_place, kernels, cache, new.swapaxes(1, 2).astype(cache.dtype), layer, start)
+    new = new.swapaxes(1, 2).astype(cache.dtype)
+    if start is None:
+        cache = jax.lax.dynamic_update_slice(cache, new[None], (layer, 0, 0, 0, 0))
+        return cache, jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+    return by_platform(in_place, {"cpu": taken_out} if cache.dtype == jnp.bfloat16 else {}, cache, new, layer, start)
 
 
 def _scatter(cache, new, layer, start):
-    """The cache of `write` with `new` [B, N, n, H] written. Written as one scatter: for `jax.vmap` over the rows a CPU copies
-    all of it."""
-    at = jnp.stack([jnp.full_like(start, layer), jnp.arange(start.shape[0]), start], -1)
+    """The cache of `write` with `new` [B, N, n, H] written."""
+    at = jnp.stack([jnp.full_like(start, layer), start], -1)
     dims = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1, 3)
-    )
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 3),
+        operand_batching_dims=(1,), scatter_indices_batching_dims=(0,),
+    )  # fmt: skip
     return jax.lax.scatter(cache, at, new, dims, indices_are_sorted=True, unique_indices=True, mode="clip")
 
 
@@ -143,8 +147,9 @@ class LlamaLayer(nnx.Module):
           (x, keys, values) with the new tokens written.
         """
         q, k, v = self.project(self.input_norm(x), self.rotation(positions), adapter, None)
-        keys, all_k = write(keys, k, layer, positions[:, 0])
-        values, all_v = write(values, v, layer, positions[:, 0])
+        start = None if mask is None else positions[:, 0]
+        keys, all_k = write(keys, k, layer, start)
+        values, all_v = write(values, v, layer, start)
         if mask is not None:
             k, v = (x.astype(q.dtype).swapaxes(1, 2) for x in (all_k, all_v))
         y = attention(q, k, v, mask=mask, causal=mask is None)
