@@ -143,7 +143,7 @@ def run(main, argv=None, *, name=None):
     argv = [item for item in argv if item != "--debug"]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it announces that PyTorch is missing, which is as intended
     if importlib.util.find_spec("libtpu") and not any(map(glob.glob, ACCELERATORS)):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is here as a compiler; jax would warn that it finds no TPU
+        _use_cpu()  # libtpu is here as a compiler; jax would warn that it finds no TPU
     name = name or main.__globals__["__spec__"].name.removesuffix(".__main__").rpartition(".")[2]
     try:
         return processes.leave(_flushed(main, argv))
@@ -167,6 +167,12 @@ def run(main, argv=None, *, name=None):
         sentence, hint = (other, "") if other else (sentence, hint)
         print(f"plum {name}: error{processes.who()}: {sentence}{hint}", file=sys.stderr)
         return processes.leave(2 if user else 1, sentence)
+
+
+def _use_cpu():
+    """Unless the environment names platforms: by the environment, and by jax itself, which a tool may have imported already."""
+    if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu" and "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
 def _flushed(main, argv):

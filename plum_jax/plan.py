@@ -31,7 +31,11 @@ def main(argv):
     parser.add_argument(
         "--programs", default="train", metavar="A,B", help=f"what to compile, of {', '.join(PROGRAMS)} (default: train)"
     )
-    parser.add_argument("--rows", type=int, help="rows of prefill, decode and masks, over all devices (default: 8 each)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="rows of prefill, decode and masks, over all devices (default: 8 for each device that holds rows)",
+    )
     parser.add_argument("--no-advice", action="store_true", help="what does not fit is not tried with other settings")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     args, overrides = parse_args(parser, argv)
@@ -64,11 +68,13 @@ def plan(args, overrides, names, stream):
     say = lambda text="": print(text, file=stream, flush=True)  # noqa: E731
     console.header("plan", device=False, stream=stream)
     say(f"  config    {' '.join([args.config, *(f'--config.{x}' for x in overrides)])}")
+    known = versions() | chips.compiler_version()
+    say(f"  compiler  {', '.join(f'{name} {known[name]}' for name in ('jax', 'jaxlib', 'libtpu') if name in known)}")
     say(f"  target    {len(target.devices)} x {target.kind}, {_size(target.memory)} each ({target.name})")
     found = {
         "config": args.config, "overrides": overrides, "topology": target.name, "device": target.kind,
         "devices": len(target.devices), "device_memory": target.memory, "margin_required": MARGIN, "fits": True, "programs": {},
-        "versions": versions() | chips.compiler_version(),
+        "versions": known,
     }  # fmt: skip
     for name in names:
         began = time.monotonic()

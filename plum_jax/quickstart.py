@@ -6,9 +6,11 @@ stopped.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 from plum_jax.errors import UserError
@@ -59,6 +61,15 @@ def main(argv=None):
     return 0
 
 
+def leave(out, run, number):
+    """A signal that ends training when there is nothing to save."""
+    from plum_jax.preemption import leave_run
+    from plum_jax.run_record import mark_stopped
+
+    leave_run(run, number)
+    mark_stopped(out, "preempted" if number == signal.SIGTERM else "stopped")
+
+
 def quickstart(out, config, *, data=None, split_sizes=SPLITS):
     """The stages, one after the other.
 
@@ -70,6 +81,7 @@ def quickstart(out, config, *, data=None, split_sizes=SPLITS):
     """
     from plum_jax import checkpoint, console, loading
     from plum_jax.cache import enable_compilation_cache
+    from plum_jax.preemption import Preemption
     from plum_jax.report import write_report
     from plum_jax.run_record import RunRecord, write_json
     from plum_jax.train import train
@@ -81,8 +93,9 @@ def quickstart(out, config, *, data=None, split_sizes=SPLITS):
     with RunRecord(out, "quickstart", config) as record:
         with stage(record, 1, "data"):
             config.data.folder = str(data or make_data(out / "data", config.seed, split_sizes))
-        with stage(record, 2, "train"):
-            if train(config, run).preempted:
+        with stage(record, 2, "train"), Preemption(functools.partial(leave, out, run)) as preemption:
+            if train(config, run, preemption).preempted:
+                record.note(status="preempted")
                 return None
         with stage(record, 3, "evaluate"):
             before = evaluate(loading.initial_model(config), config, run, "test")

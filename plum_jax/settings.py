@@ -89,12 +89,14 @@ def check_gradients(config, trainable):
 def check_split(config, mesh):
     """UserError unless the images of a micro-batch, and those of them with masks, divide among the devices."""
     data, shards, (n, m) = config.data, mesh.shape["data"] * mesh.shape["fsdp"], grounded_pair(config.data)
-    rows = data.global_batch // data.micro_batches
+    rows, least = data.global_batch // data.micro_batches, data.micro_batches * shards * m // math.gcd(n, m)
     for images, what in ((rows, "images"), (rows * n // m, "images with masks")):
         if images % shards or images == 0:
+            fits = -(-data.global_batch // least) * least
             raise UserError(
                 f"config.data.global_batch: {data.global_batch} in {data.micro_batches} micro-batches with grounded {(n, m)} "
-                f"gives {images} {what} at a time, which {shards} devices do not divide; change one of them or --config.mesh"
+                f"gives {images} {what} at a time, which {shards} devices (data x fsdp) do not divide; set it to {fits}, or "
+                "change one of them or config.mesh"
             )
 
 

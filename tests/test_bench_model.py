@@ -113,6 +113,12 @@ def test_runs_take_turns():
     assert "".join(ran) == "ab" + "ab" + "ba" + "ab" and times.keys() == {"a", "b"}
 
 
+def test_a_busy_machine_is_named():
+    machine = {"device": "cpu", "load": 4.5, "cores": 2}
+    assert timing.disturbed(machine).startswith("Other programs were running (load 4.5 on 2 cores)")
+    assert timing.disturbed({**machine, "load": 0.2}) == timing.disturbed({**machine, "device": "NVIDIA H200"}) == ""
+
+
 def test_times_and_peaks():
     times = timing.Times.of([(4.0, 8.0), (1.0, 6.0), (2.0, 7.0), (3.0, 9.0), (5.0, 1.0)])
     assert times == (3.0, 1.0, 2 / 3, 7.0)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,9 +146,11 @@ def test_jax_looks_for_no_tpu_where_libtpu_is_only_a_compiler(monkeypatch, tmp_p
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object() if installed and name == "libtpu" else None)
     if device:
         (tmp_path / "accel0").touch()
+    told = []  # jax, where a tool has imported it already
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=SimpleNamespace(update=lambda *words: told.append(words))))
     seen = []
     assert cli.run(lambda argv: seen.append(os.environ.get("JAX_PLATFORMS")), [], name="test") == 0
-    assert seen == [wanted]
+    assert seen == [wanted] and told == ([("jax_platforms", wanted)] if wanted else [])
 
 
 def test_unknown_config_key_names_the_nearest_and_writes_nothing(tmp_path):

@@ -170,7 +170,7 @@ def test_what_cannot_fit_says_how_many_devices_it_takes(capsys, monkeypatch):
     [
         (["--topology=v5e-17"], "is no slice of v5e"),
         (["--programs=train,fly"], "'fly' is not known; use train, prefill, decode, masks"),
-        (["--config.data.global_batch=20"], "which 8 devices do not divide"),
+        (["--config.data.global_batch=20"], "which 8 devices (data x fsdp) do not divide; set it to 32, or"),
         (["--config.mesh.fsdp=3"], "does not multiply to 8 devices"),
     ],
 )

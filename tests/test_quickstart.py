@@ -1,6 +1,8 @@
 """Quickstart: its small functions, and the whole way at the smallest size that exercises every stage."""
 
 import json
+import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +39,19 @@ def test_bad_arguments(tmp_path):
     for arguments in (["--steps", "0"], ["--out", str(tmp_path / "file")], ["--out", str(tmp_path / "file" / "x")]):
         with pytest.raises(UserError):
             quickstart.main(arguments)
+
+
+def test_a_signal_is_heard_while_it_trains(tmp_path, monkeypatch, capsys):
+    """Training gets what ends the process at once when there is nothing to save; a run that saved says so in run.json."""
+    given = []
+    monkeypatch.setattr("plum_jax.train.train", lambda *words: given.append(words) or SimpleNamespace(preempted=True))
+    assert quickstart.quickstart(tmp_path / "out", load_config("configs/tiny.py"), data=tmp_path / "data") is None
+    (_, run, preemption), record = given[0], tmp_path / "out" / "run.json"
+    assert run == tmp_path / "out" / "run" and json.loads(record.read_text())["status"] == "preempted"
+    record.write_text(json.dumps({"status": "running"}))
+    preemption.leave(signal.SIGTERM)
+    assert "Preempted: before the first save" in capsys.readouterr().out
+    assert json.loads(record.read_text())["status"] == "preempted"
 
 
 @pytest.fixture

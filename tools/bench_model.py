@@ -288,6 +288,8 @@ def main(argv=None):
     results["feedback"] = growth(results["parts"], bench.spans)
     results["peak_memory"] = timing.peak_memory()
     print(table(results))
+    if line := timing.disturbed(about):
+        print(line)
     for part, found in results["parts"].items():
         if found["no_peer"]:
             print(f"{part}: no column of PyTorch: {found['no_peer']}")

@@ -167,13 +167,14 @@ def report(results):
     """Prints the table and the JSON object."""
     s = results["step"]
     seconds, flops, executed = s["seconds"], s["flops"] / 1e12, s["executed_flops"] / 1e12
-    yard = "of the data sheet" if s["peak"]["nominal"] else "of a large product"
+    shares = f"MFU {s['mfu']:.1%}, HFU {s['hfu']:.1%} of "
+    shares += f"the data sheet; {s['of_products']:.1%} of a large product" if s["peak"]["nominal"] else "a large product"
     lines = {
         "step": f"{seconds['median'] * 1e3:.1f} ms, spread {seconds['spread']:.0%}; compiled in {s['compile_seconds']:.0f} s",
         "batch": f"{s['images']} images ({s['images_with_masks']} with masks, {s['spans']} spans), {s['positions']} positions",
         "rate": f"{s['images_per_second']:.1f} images/s",
         "operations": f"{flops:.3f} TFLOP, with what is recomputed {executed:.3f}",
-        "utilisation": f"MFU {s['mfu']:.1%}, HFU {s['hfu']:.1%} {yard}; {s['of_products']:.1%} of a large product",
+        "utilisation": shares,
         "memory": "not known" if s["memory_bytes"] is None else f"{s['memory_bytes'] / 1e9:.2f} GB per device",
         "PyTorch": f"no comparison: {results['no_torch']}",
     }
@@ -185,6 +186,8 @@ def report(results):
         )
     for name, line in lines.items():
         print(f"{name:<14}{line}")
+    if line := timing.disturbed(results["machine"]):
+        print(line)
     print(json.dumps(results))
 
 

@@ -112,6 +112,7 @@ runtime_of() { # accelerator type
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     v4-* | v3-* | v2-*) echo tpu-ubuntu2204-base ;;
+    v5e-*) fail "--type=$1: gcloud calls it v5litepod-${1#v5e-}; give that" ;;
     *) fail "--type=$1: its software version is not known; give --runtime=VERSION" ;;
   esac
 }
@@ -226,7 +227,9 @@ outcome() {
 }
 
 show_status() {
-  echo "$NAME: $(state)"
+  local slice
+  slice=$(state)
+  ((DRY_RUN)) || echo "$NAME: $slice"
   on_workers all "$OUTCOME"
 }
 

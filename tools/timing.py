@@ -153,6 +153,18 @@ def peak_memory():
     return {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
+def disturbed(machine):
+    """A line about other programs that ran when the benchmark of this `machine` began; "" where there were few, and where the
+    devices are not the processor."""
+    load, cores = machine["load"], machine["cores"]
+    if machine["device"] != "cpu" or load < 0.5:
+        return ""
+    return (
+        f"Other programs were running (load {load:.1f} on {cores} cores): times by the clock, and what is made of them, "
+        "mislead; see ratio_of_processor_time and of_products_by_processor_time of a run on one core."
+    )
+
+
 def machine(mesh, note):
     """What the figures depend on."""
     path, found = Path("/proc/cpuinfo"), versions()

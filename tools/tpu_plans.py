@@ -4,8 +4,8 @@
     python -m tools.tpu_plans --out benchmarks --only 13b/v5e-16/train  # these cells, again
     python -m tools.tpu_plans --out benchmarks --table                  # the page from the JSON file, nothing is compiled
 
-Needs the extra `plan` and no TPU. Every cell is a process of its own, of half a minute to a few minutes on a quiet core, and is
-written when it ends: a run that was stopped goes on where it was.
+Needs the extra `plan` and no TPU. Every cell is a process of its own, of 5 to 15 minutes of processor time for a training step
+and up to one for the others, and is written when it ends: a run that was stopped goes on where it was.
 """
 
 import argparse
