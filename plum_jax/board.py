@@ -51,6 +51,16 @@ class Board:
         self.writer.close()
 
 
+def history_of(folder, last):
+    """What the event files of a folder hold up to a step: [(step, {tag: value})], as `Board` takes it."""
+    found = {}
+    for path in sorted(Path(folder).glob(f"{PREFIX}*")):
+        for (tag, step), _, value in read_events(path):
+            if step <= last:
+                found.setdefault(step, {})[tag] = value
+    return sorted(found.items())
+
+
 def read_events(path):
     """Event file -> [((tag, step), wall time, value)]; a last record that a kill cut short is left out."""
     from google.protobuf.message import DecodeError

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import absl.logging
@@ -247,7 +248,7 @@ def _as_dict(state):
 
 
 def _short(error):
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+    return f"{type(error).__name__}: {textwrap.shorten(next(iter(str(error).splitlines()), ''), 160, placeholder=' ...')}"
 
 
 def checkpoint_folder(path, which="last"):

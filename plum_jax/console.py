@@ -44,7 +44,8 @@ def check_out(path, *, remote=False):
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.path.isdir(place):
-        raise UserError(f"{path}: {place} is not a folder; give another output folder")
+        where = "" if os.path.abspath(path) == place else f"{place} "
+        raise UserError(f"{path}: {where}is not a folder; give another output folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{path}: {place} cannot be written to; give another output folder or change its permissions")
 

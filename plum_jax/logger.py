@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import sys
 
 from plum_jax.paths import Mirror, as_path
 from plum_jax.run_record import write_text
@@ -28,7 +29,7 @@ class MetricLogger:
         self.sparse, self.rows = dict.fromkeys(sparse, math.nan), 0  # rows that this run has written
         if not write:
             return
-        from plum_jax.board import Board
+        from plum_jax.board import Board, history_of
 
         self.mirror = Mirror(workdir, keep=("metrics.csv", "tensorboard"))
         self.path = self.mirror.local / "metrics.csv"
@@ -36,9 +37,13 @@ class MetricLogger:
         if kept:
             self.sparse = {name: math.nan for name in [*kept[0], *sparse] if name.startswith(SPARSE)}
             self._rewrite([{**self.sparse, **row} for row in kept])
-        else:
+        history = [(row["step"], _scalars(row)) for row in kept]
+        if start and not self.path.exists():
+            print(f"warning: {self.path} is missing; it begins anew after step {start:,}, TensorBoard goes on", file=sys.stderr)
+            history = history_of(self.mirror.local / "tensorboard", start)
+        elif not kept:
             self.path.unlink(missing_ok=True)
-        self.board = Board(self.mirror.local / "tensorboard", [(row["step"], _scalars(row)) for row in kept])
+        self.board = Board(self.mirror.local / "tensorboard", history)
 
     def write(self, step, metrics):
         """One row: step, then the metrics, {name: float}; names are the same in every row of a run."""

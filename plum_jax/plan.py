@@ -43,6 +43,8 @@ def main(argv):
     unknown = [name for name in names if name not in PROGRAMS]
     if unknown:
         raise UserError(f"--programs {args.programs}: {unknown[0]!r} is not known; use {', '.join(PROGRAMS)}")
+    if args.rows is not None and args.rows < 1:
+        raise UserError(f"--rows {args.rows}: is not a positive number; give 1 or more")
     found = plan(args, overrides, names, sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(found, indent=2))

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import io
+import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +61,8 @@ def _say_next(workdir, config, result):
     folder = config.data.folder if config.data.folder and has_questions(config.data.folder) else "DIR"
     split = next_split(folder)
     out = "eval" if is_remote(workdir) else f"{workdir}/eval"
-    say(f"Next: plum evaluate partonomy --checkpoint={workdir} --data={folder}{split} --out={out}")
+    run, folder, out = (shlex.quote(str(path)) for path in (workdir, folder, out))
+    say(f"Next: plum evaluate partonomy --checkpoint={run} --data={folder}{split} --out={out}")
 
 
 def next_split(folder):

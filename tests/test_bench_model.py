@@ -106,6 +106,19 @@ def test_an_unknown_part_is_one_sentence():
         bench_model.main(["--only=sma"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repeats=0"], "--repeats 0, --warmup 2: give 1 repeat or more"),
+        (["--warmup=-1"], "--repeats 9, --warmup -1"),
+        (["--json=/nowhere/x.json"], "--json /nowhere/x.json: its folder is not there"),
+    ],
+)
+def test_wrong_numbers_and_files_are_found_before_anything_runs(words, message):
+    with pytest.raises(UserError, match=message):
+        bench_model.main(words)
+
+
 def test_runs_take_turns():
     ran = []
     functions = {name: lambda name=name: ran.append(name) for name in "ab"}

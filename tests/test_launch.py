@@ -156,10 +156,13 @@ def test_gpus_are_split_evenly(monkeypatch, capsys):
         (["--processes=2", "--gpus=3", "--", "x"], "does not divide evenly among 2 processes"),
         (["--processes=2"], "no command; write it after --"),
         (["--processes=2", "--gpus=4", "--", "x"], "CUDA_VISIBLE_DEVICES names 2"),
+        (["--processes=2", "--", "nosuchprogram", "x"], "nosuchprogram: is no program that can be run; install it"),
+        (["--processes=2", "--", "/tmp"], "/tmp: is no program that can be run"),
     ):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stop:
             launch_local.main(words)
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and message in said and said.count("\n") == 1
 
 
 def test_the_jobset_describes_one_slice_and_a_training_that_exists():

@@ -8,6 +8,7 @@ import resource
 import jax.numpy as jnp
 import pytest
 
+from plum_jax.board import history_of
 from plum_jax.logger import MetricLogger, read_metrics
 from plum_jax.metrics import StepMetrics
 
@@ -31,6 +32,20 @@ def test_resume_drops_the_rows_that_will_be_computed_again(tmp_path):
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert rows[0]["loss"] == pytest.approx(2 / 3, rel=1e-6) and math.isnan(rows[0]["iou"]) and rows[2]["loss"] == 2.0
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_without_metrics_csv_tensorboard_keeps_what_it_has(tmp_path, capsys):
+    logger = MetricLogger(tmp_path)
+    for step in (2, 4, 6):
+        logger.write(step, {"loss": step / 4})
+    logger.close()
+    (tmp_path / "metrics.csv").unlink()
+    logger = MetricLogger(tmp_path, start=4)
+    logger.write(6, {"loss": 2.0})
+    logger.close()
+    assert "metrics.csv is missing; it begins anew after step 4" in capsys.readouterr().err
+    assert steps(tmp_path) == [6]
+    assert history_of(tmp_path / "tensorboard", 6) == [(2, {"loss": 0.5}), (4, {"loss": 1.0}), (6, {"loss": 2.0})]
 
 
 def test_a_file_of_an_older_version_gains_the_columns_that_it_lacks(tmp_path):

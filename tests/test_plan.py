@@ -169,6 +169,7 @@ def test_what_cannot_fit_says_how_many_devices_it_takes(capsys, monkeypatch):
     ("arguments", "words"),
     [
         (["--topology=v5e-17"], "is no slice of v5e"),
+        (["--programs=decode", "--rows=0"], "--rows 0: is not a positive number; give 1 or more"),
         (["--programs=train,fly"], "'fly' is not known; use train, prefill, decode, masks"),
         (["--config.data.global_batch=20"], "which 8 devices (data x fsdp) do not divide; set it to 32, or"),
         (["--config.mesh.fsdp=3"], "does not multiply to 8 devices"),

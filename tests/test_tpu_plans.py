@@ -5,6 +5,7 @@ import json
 import pytest
 
 from plum_jax import plan
+from plum_jax.errors import UserError
 from tools import tpu_plans
 
 GIB = 1 << 30
@@ -81,7 +82,9 @@ def test_the_cells_are_what_the_command_takes(monkeypatch):
     assert all(any(x.startswith("mesh.fsdp=") for x in overrides) for _, overrides in seen)
 
 
-def test_a_wrong_cell_is_named(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_wrong_cells_and_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="'70b/v5e-16/train' is no cell"):
         tpu_plans.main(["--out", str(tmp_path), "--only", "70b/v5e-16/train"])
-    assert "'70b/v5e-16/train' is no cell" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is not a folder; give another output folder"):
+        tpu_plans.main(["--out", str(tmp_path / "file")])

@@ -186,7 +186,7 @@ def test_a_run_folder_of_another_config_is_refused(start, whole):
         ("data.folder=", "run plum data make"),
         ("data.folder=nowhere", "nowhere"),
         ("trainable=no_such_path", "matches no parameter"),
-        ("data.global_batch=12", "devices do not divide"),
+        ("data.global_batch=12", "devices .data x fsdp. do not divide; set it to 16, or"),
         ("mesh.data=3", "does not multiply to 8 devices"),
         ("train.keep=0", "not a positive number"),
         ("data.micro_batches=0", "config.data.micro_batches: 0 is not a positive number"),

@@ -49,6 +49,8 @@ def main(argv):
     out = Path(args.out).absolute()
     if args.kills < 1:
         raise UserError(f"--kills: {args.kills} is not a positive number; give 1 or more")
+    if args.steps_per_kill < 1:
+        raise UserError(f"--steps-per-kill: {args.steps_per_kill} is not a positive number; give 1 or more")
     if (out / "under_fire").exists():
         raise UserError(f"{out}: holds a kill loop already; remove it or give another folder")
     began = time.monotonic()

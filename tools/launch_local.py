@@ -9,6 +9,7 @@ on one machine what happens on many, and for machines where one process cannot f
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +20,15 @@ import time
 GRACE = 60.0  # seconds that the others have to end by themselves when one has failed, and after SIGTERM
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence. Not that of plum_jax.cli: this program imports nothing of the project."""
+
+    def error(self, message):
+        self.exit(2, f"launch_local: {message}\n")
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m tools.launch_local", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("python -m tools.launch_local", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--processes", type=int, required=True, help="how many")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of this machine, split evenly among the processes")
     parser.add_argument("--grace", type=float, default=GRACE, help=f"seconds to end after one has failed (default {GRACE:.0f})")
@@ -38,6 +44,8 @@ def main(argv=None):
         parser.error(f"--gpus {args.gpus}: CUDA_VISIBLE_DEVICES names {len(visible.split(','))}")
     if not command:
         parser.error("no command; write it after --, such as -- plum train --workdir=W")
+    if not shutil.which(command[0]):
+        parser.error(f"{command[0]}: is no program that can be run; install it, or give its path")
     return launch(command, args.processes, gpus=args.gpus, grace=args.grace)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from plum_jax import cli, config_io
+from plum_jax.errors import UserError
 from plum_jax.sharding import make_mesh
 
 SPLIT = ("mesh.data=1", "mesh.fsdp=-1")  # every device holds its part of the weights
@@ -56,6 +57,10 @@ def parser_of(description):
 def parse(parser, argv, *, train=False):
     """-> (options, their Size, config, mesh over all devices); flags win over the size."""
     args, overrides = config_io.parse_args(parser, argv)
+    if args.repeats < 1 or args.warmup < 0:
+        raise UserError(f"--repeats {args.repeats}, --warmup {args.warmup}: give 1 repeat or more, and 0 or more before them")
+    if args.json and not os.path.isdir(os.path.dirname(args.json) or "."):
+        raise UserError(f"--json {args.json}: its folder is not there; make it, or give another file")
     if not args.no_torch:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the accelerator
     size = SIZES[args.size]

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from plum_jax import cli, console
 from plum_jax.plan import PROGRAMS
 from plum_jax.run_record import write_json, write_text
 
@@ -59,7 +60,7 @@ goes on where the table ends; `--only CELL` compiles some again. One cell by han
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("tpu_plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser("tpu_plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder of tpu_plans.json and tpu_plans.md")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="cells such as 13b/v5e-16/train, compiled again")
     parser.add_argument("--table", action="store_true", help="write the page only")
@@ -67,6 +68,7 @@ def main(argv=None):
     wrong = [cell for cell in args.only or () if cell not in CELLS]
     if wrong:
         parser.error(f"{wrong[0]!r} is no cell; they are SIZE/SLICE/PROGRAM of {SIZES}, {tuple(SLICES)}, {PROGRAMS}")
+    console.check_out(args.out)
     file = Path(args.out, "tpu_plans.json")
     done = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     failed = []
@@ -154,4 +156,4 @@ def row(cell, found):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(cli.run(main, name="tpu_plans"))

@@ -100,7 +100,7 @@ def _served(name, config, mesh, rows):
     program = serving.programs(model, bool(switch(config.eval, "eval.feedback")))[SERVED[name]]
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = BATCH_SIZE * shards if rows is None else rows
-    if rows < 1 or rows % shards:
+    if rows % shards:
         raise UserError(f"--rows {rows}: {shards} devices do not divide it (data x fsdp of config.mesh); give a multiple")
     placed = abstract.parameters(config, shapes, mesh)
     parts = {part: placed[part] for part in program.parts if part in placed}
