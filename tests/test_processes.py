@@ -124,21 +124,32 @@ def test_four_processes_the_first_of_them_killed_are_one(four, whole):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_or_all_of_two_saves_the_same_step(train, whole, tmp_path):
-    folder, saved = tmp_path / "two", 0
-    for told in ([1], [0, 1]):
-        processes = train(2, folder)
-        until_saved(processes, folder, saved // 4 * 4 + 4)
+def test_sigterm_to_one_or_all_of_two_saves_the_same_step(launch, data, tmp_path):
+    """jax looks for SIGTERM once a second, so the run has steps for many seconds."""
+
+    def start(count, folder):
+        return launch(count, command(data, folder, "train.steps=2000", *ROBUST))
+
+    def stopped(processes, folder, step, told):
+        until_saved(processes, folder, step)
         for number in told:
             processes[number].send_signal(signal.SIGTERM)
-        first, second = ends(processes, 60)
-        assert first[0] == second[0] == 0 and "Preempted" not in second[1], (first, second)
-        assert not saved or f"Resumed step {saved} " in first[1]
-        saved = int(re.search(r"^Preempted: saved step (\d+); run the same command to go on$", first[1], re.MULTILINE)[1])
-        assert latest_step(folder) == saved < STEPS and json.loads((folder / "run.json").read_text())["status"] == "preempted"
-    losses, wanted = ([(row["step"], row["loss"]) for row in read_metrics(run)] for run in (folder, whole))
-    assert len(losses) == saved // 2
-    np.testing.assert_allclose(losses, wanted[: saved // 2], rtol=1e-5)
+        said = ends(processes, 60)
+        assert all(status == 0 for status, _, _ in said), said
+        assert not any("Preempted" in out for _, out, _ in said[1:]), said
+        found = re.search(r"^Preempted: saved step (\d+); run the same command to go on$", said[0][1], re.MULTILINE)
+        assert found, said
+        assert latest_step(folder) == int(found[1]) and json.loads((folder / "run.json").read_text())["status"] == "preempted"
+        return int(found[1]), said[0][1]
+
+    two, one = tmp_path / "two", tmp_path / "one"
+    first, _ = stopped(start(2, two), two, 4, [1])
+    second, said = stopped(start(2, two), two, first // 4 * 4 + 4, [0, 1])
+    assert f"Resumed step {first} " in said and second > first
+    stopped(start(1, one), one, -(-second // 4) * 4, [0])
+    losses, wanted = ([(row["step"], row["loss"]) for row in read_metrics(run)] for run in (two, one))
+    assert len(losses) == second // 2
+    np.testing.assert_allclose(losses, wanted[: second // 2], rtol=1e-5)
 
 
 def test_one_process_goes_on_where_four_stopped(train, whole, four, tmp_path):
