@@ -1,6 +1,10 @@
 """tools/bench_model.py and what its figures are made of: operations by hand, times in turns, weights where they belong."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -127,9 +131,22 @@ def test_runs_take_turns():
 
 
 def test_a_busy_machine_is_named():
-    machine = {"device": "cpu", "load": 4.5, "cores": 2}
-    assert timing.disturbed(machine).startswith("Other programs were running (load 4.5 on 2 cores)")
-    assert timing.disturbed({**machine, "load": 0.2}) == timing.disturbed({**machine, "device": "NVIDIA H200"}) == ""
+    machine = {"device": "cpu", "others": 0.45}
+    assert timing.disturbed(machine).startswith("Other programs had 45% of the processors: times by the clock")
+    for quiet in ({"others": 0.02}, {"others": None}, {"device": "NVIDIA H200"}):
+        assert timing.disturbed({**machine, **quiet}) == ""
+
+
+def test_only_other_programs_are_counted(monkeypatch):
+    others = timing.Others()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as program:
+        time.sleep(1)
+        program.kill()
+    assert 0.3 / os.cpu_count() < others.share() <= 1.01
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    times = iter([(100.0, 50.0, 7.0), (110.0, 75.0, 12.0)])  # 25 seconds were used in 10, 5 of them by this process
+    monkeypatch.setattr(timing.Others, "_now", lambda _: next(times))
+    assert timing.Others().share() == 20 / 40
 
 
 def test_times_and_peaks():

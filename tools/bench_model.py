@@ -270,7 +270,7 @@ def main(argv=None):
         if name not in PARTS:
             raise UserError(f"--only: {name!r} is no part; give some of {','.join(PARTS)}")
     enable_compilation_cache()
-    bench, about = Bench(args, size, config, mesh), timing.machine(mesh, args.note)
+    bench, about, others = Bench(args, size, config, mesh), timing.machine(mesh, args.note), timing.Others()
     why = "left out" if args.no_torch else torch_peers.missing()
     torch = None if why else torch_peers.Torch(bench.config, bench.config.dtype, about["cores"])
     results = {
@@ -286,7 +286,7 @@ def main(argv=None):
             if torch:
                 torch.release()
     results["feedback"] = growth(results["parts"], bench.spans)
-    results["peak_memory"] = timing.peak_memory()
+    results["peak_memory"], about["others"] = timing.peak_memory(), others.share()
     print(table(results))
     if line := timing.disturbed(about):
         print(line)

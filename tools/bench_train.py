@@ -142,7 +142,7 @@ def main(argv=None):
     config.data.grounded = tuple(config.data.grounded) or (1, 1)  # a mixture draws its images with masks; here all have some
     check_split(config, mesh)
     enable_compilation_cache()
-    about, plum = timing.machine(mesh, args.note), PlumConfig.from_dict(config.model)
+    about, others, plum = timing.machine(mesh, args.note), timing.Others(), PlumConfig.from_dict(config.model)
     batch = random_batch(config, plum, most_spans=args.spans, seed=args.seed)
     results = {"size": args.config or args.size, "dtype": plum.dtype, "repeats": args.repeats, "machine": about}
     why = "left out" if args.no_torch else torch_peers.missing()
@@ -156,7 +156,7 @@ def main(argv=None):
             except torch_peers.NoPeer as reason:
                 why = str(reason)
     results["no_torch"] = why
-    results["peak_memory"] = timing.peak_memory()
+    results["peak_memory"], about["others"] = timing.peak_memory(), others.share()
     report(results)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

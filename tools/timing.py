@@ -25,6 +25,7 @@ PEAKS = (  # jax's name of a device -> bf16 FLOP/s of dense products, from data 
 )
 
 
+DISTURBS = 0.1  # share of the processors that others may have before times by the clock mislead
 PAUSE = 0.01  # seconds between two runs: threads that wait for work spin for some milliseconds, on the cores of the next
 
 
@@ -153,15 +154,40 @@ def peak_memory():
     return {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
+class Others:
+    """What other programs take of this machine's processors from now on, and what a host of virtual machines takes of them."""
+
+    def __init__(self):
+        self.start = self._now()
+
+    @staticmethod
+    def _now():
+        """Seconds: (by the clock, processor time of all programs, of this one); None where the system does not count them."""
+        path = Path("/proc/stat")
+        if not path.is_file():
+            return None
+        total = path.read_text(encoding="ascii").partition("\n")[0].split()[1:]  # of all processors, in ticks
+        user, nice, system, _, _, irq, softirq, steal = map(int, total[:8])
+        used = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic(), used, time.process_time()
+
+    def share(self):
+        """Share of all processors since the start, 0 to 1; None where the system does not say."""
+        if self.start is None:
+            return None
+        clock, used, ours = (now - then for now, then in zip(self._now(), self.start, strict=True))
+        return max(0.0, used - ours) / (clock * os.cpu_count())
+
+
 def disturbed(machine):
-    """A line about other programs that ran when the benchmark of this `machine` began; "" where there were few, and where the
+    """A line about other programs that ran beside the benchmark of this `machine`; "" where they did little, and where the
     devices are not the processor."""
-    load, cores = machine["load"], machine["cores"]
-    if machine["device"] != "cpu" or load < 0.5:
+    others = machine["others"]
+    if machine["device"] != "cpu" or others is None or others < DISTURBS:
         return ""
     return (
-        f"Other programs were running (load {load:.1f} on {cores} cores): times by the clock, and what is made of them, "
-        "mislead; see ratio_of_processor_time and of_products_by_processor_time of a run on one core."
+        f"Other programs had {others:.0%} of the processors: times by the clock, and what is made of them, mislead; see "
+        "ratio_of_processor_time and of_products_by_processor_time of a run on one core."
     )
 
 
@@ -173,6 +199,6 @@ def machine(mesh, note):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "mesh": dict(mesh.shape),
-        "processor": processor, "cores": cores, "load": os.getloadavg()[0], "note": note,
+        "processor": processor, "cores": cores, "note": note,
         "versions": {name: found[name] for name in ("python", "jax", "jaxlib", "transformers") if name in found},
     }  # fmt: skip
