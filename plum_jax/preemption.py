@@ -106,11 +106,12 @@ class Preemption:
 
 
 @contextlib.contextmanager
-def alone(leave):
-    """A block of process 0, in which there is nothing to save, while the others wait for what it will tell them.
+def nothing_to_save(leave):
+    """A block in a run of several processes, often a long one, in which there is nothing to save.
 
-    In a run of several processes jax hears SIGTERM and agrees on a step to save, and here there is none for long. So SIGTERM of
-    any process ends all of them at once.
+    jax hears SIGTERM there, in the place of Python, and agrees on a step to save. In this block SIGTERM of any process ends all
+    of them at once, which process 0 decides. The others are in the block too, or wait for what process 0 will tell them; what
+    follows the block must begin with such a wait, as process 0 may end them when they have left it and it has not.
 
     Args:
       leave: as of `Preemption`; None leaves SIGTERM to the next step.
@@ -120,7 +121,11 @@ def alone(leave):
     def listen():
         while not over.wait(1):
             with lock:
-                if not over.is_set() and processes.terminated():
+                if over.is_set():
+                    return
+                if not processes.first():
+                    processes.end_if_told()
+                elif processes.terminated():
                     try:
                         leave(signal.SIGTERM)
                         processes.end_all()

@@ -226,8 +226,7 @@ def _await(key):
         failed = failure()
         if failed:
             raise UserError(failed)
-        if _found(ENDED):
-            _end()
+        end_if_told()
 
 
 def terminated():
@@ -236,9 +235,15 @@ def terminated():
 
 
 def end_all():
-    """Ends all processes with status 0. For process 0, while the others wait for what it will tell them."""
+    """Ends all processes with status 0. For process 0, while the others wait for what it tells them or ask `end_if_told`."""
     _state().client.key_value_set(ENDED, "SIGTERM")
     _end()
+
+
+def end_if_told():
+    """Ends this process with status 0 when process 0 ends all of them."""
+    if _found(ENDED):
+        _end()
 
 
 def _found(key):

@@ -13,7 +13,7 @@ from plum_jax import cli, console
 from plum_jax.announce import describe, memory
 from plum_jax.config_io import add_config_flag, parse_args
 from plum_jax.paths import is_remote
-from plum_jax.preemption import Preemption, leave_run, saved_so_far
+from plum_jax.preemption import Preemption, leave_run, nothing_to_save, saved_so_far
 from plum_jax.processes import first_says, meet, say, start_processes, sum_over_hosts
 from plum_jax.run_record import RunRecord, remove_leftovers
 
@@ -216,8 +216,10 @@ def _loop(run, state, start, data, preemption):
         describe(run, data.first, steps - start)
     batch, key = data.first, jax.random.key(config.seed)
     arrays = put_batch(batch, run.mesh, config.data.micro_batches)
-    programs = {_shapes(arrays): _compile(run, state, arrays, key)}
-    meet("compiled")
+    with nothing_to_save(preemption.leave):
+        programs = {_shapes(arrays): _compile(run, state, arrays, key)}
+        meet("compiled")
+    first_says("steps", "begin")
 
     def write(step, means):
         run.logger.write(step, {"lr": float(run.plan.rates[guard.updates(step)]), **means})

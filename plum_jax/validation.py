@@ -13,7 +13,7 @@ from typing import NamedTuple
 from plum_jax.errors import UserError
 from plum_jax.logger import SPARSE, read_metrics
 from plum_jax.paths import Mirror, absolute, as_path
-from plum_jax.preemption import alone
+from plum_jax.preemption import nothing_to_save
 from plum_jax.processes import first, first_says, several
 
 MASKS = {  # metric -> its name in the line that is printed
@@ -199,7 +199,7 @@ class Validation:
         s, mirror = self.settings, Mirror(self.workdir / "eval" / str(step) / FOLDER)
         checkpoint = absolute(self.workdir) / "checkpoints" / str(step)
         loaded = LoadedModel(self.config, params, self.tokenizer, str(checkpoint), asked["checkpoint"], step)
-        with alone(self.leave), jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
+        with nothing_to_save(self.leave), jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
             results = evaluate_folder(
                 Model(loaded, calibrate=False), s.folder, s.split, mirror.local, question_types=list(s.question_types) or None,
                 max_images=s.images or None, log=sys.stderr, changed="restart",

@@ -152,6 +152,21 @@ def test_sigterm_to_one_or_all_of_two_saves_the_same_step(launch, data, tmp_path
     np.testing.assert_allclose(losses, wanted[: second // 2], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_sigterm_while_two_compile_ends_both_at_once(launch, data, tmp_path):
+    """Without the flags that make compilation short, and without programs that were compiled before."""
+    two = launch(2, command(data, tmp_path / "two"), XLA_FLAGS="", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    while not (line := two[0].stdout.readline()).startswith("Compiling the training step"):
+        assert line, ends(two)
+    two[1].send_signal(signal.SIGTERM)
+    first, second = ends(two, 60)
+    assert first[0] == second[0] == 0 and "Traceback" not in first[2] + second[2], (first, second)
+    assert first[1] == "Preempted: before the first save; run the same command to go on\n", first
+    assert "Preempted" not in second[1], second
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["status"] == "preempted"
+    assert not latest_step(tmp_path / "two")
+
+
 def test_one_process_goes_on_where_four_stopped(train, whole, four, tmp_path):
     folder = without_the_last(four, tmp_path / "run")
     ((status, out, err),) = ends(train(1, folder))

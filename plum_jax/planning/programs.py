@@ -1,5 +1,6 @@
 """The programs that a plan compiles, made by the code that runs them: the training step, and what an answer needs."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -140,10 +141,12 @@ def _inputs(program, config, model, mesh, rows):
 
 
 def stacked_parameters(placed, mesh):
-    """Nested dictionary of placed shapes -> {path: (shape, mesh size of `tensor` if that splits it, else 1)} of the parameters
-    of stacked layers that are split over the mesh."""
+    """Nested dictionary of placed shapes -> {path: its shapes as of `traffic.whole_parameters`} of the parameters of stacked
+    layers that are split over the mesh."""
     found = {}
     for path, x in jax.tree_util.tree_leaves_with_path(placed):
         if x.ndim > 2 and x.shape[0] > 1 and x.sharding.shard_shape(x.shape) != x.shape:
-            found[path_name(path)] = (x.shape, mesh.shape["tensor"] if "tensor" in x.sharding.spec else 1)
+            axes = itertools.zip_longest(x.shape, x.sharding.spec)
+            by_tensor = tuple(size // mesh.shape["tensor"] if axis == "tensor" else size for size, axis in axes)
+            found[path_name(path)] = {x.shape, by_tensor}
     return found

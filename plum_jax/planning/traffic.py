@@ -1,5 +1,6 @@
 """What one device moves in one run of a compiled program: collectives by kind, and bytes to and from its memory."""
 
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -155,17 +156,30 @@ def _hbm_share(source, taken):
 def whole_parameters(gathered, parameters):
     """All-gathers whose result is a whole stacked parameter, all layers at once, which a loop over layers should never make.
 
+    An array is taken for a parameter when its axes, in any order and some of them taken apart, are those of the parameter, one
+    of which may still be split over `tensor`. The same number of elements is not enough: the kernel of a single layer whose
+    heads were made an axis may have that too.
+
     Args:
-      gathered: as of `Traffic`. parameters: {path: (shape, mesh size of `tensor` if that splits it, else 1)} of the parameters
-        with a leading layer axis that are split.
+      gathered: as of `Traffic`. parameters: {path: shapes} of the parameters with a leading layer axis that are split; the
+        shapes are the whole one, and that of what a device has when all is gathered but the axis that `tensor` splits.
 
     Returns:
       [{"parameter", "shape", "times"}].
     """
     found = []
     for dims, times in gathered:
-        for path, (shape, tensor) in parameters.items():
-            if shape[0] in dims and math.prod(dims) in (math.prod(shape), math.prod(shape) // tensor):
+        for path, shapes in parameters.items():
+            if any(_made_of(dims, shape) for shape in shapes):
                 found.append({"parameter": path, "shape": list(dims), "times": times})
                 break
     return found
+
+
+def _made_of(dims, shape):
+    """Whether dims, multiplied in groups, are the axes of a shape: (4, 7, 64, 8) of (28, 64, 8)."""
+    groupings = itertools.product(range(len(shape)), repeat=len(dims))  # for each of dims the axis that it belongs to
+    return any(
+        all(math.prod(x for x, at in zip(dims, axes, strict=True) if at == axis) == size for axis, size in enumerate(shape))
+        for axes in groupings
+    )
