@@ -34,13 +34,12 @@ def make_mesh(sizes, devices=None):
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
-    known = 1
-    for size in shape:
-        known *= size if size != -1 else 1
-    shape = [len(devices) // known if size == -1 else size for size in shape]
-    if shape[0] * shape[1] * shape[2] != len(devices):
-        raise UserError(f"config.mesh: {dict(sizes)} does not multiply to {len(devices)} devices; set one of the sizes to -1")
+    given = [sizes[axis] for axis in AXES]
+    known = math.prod(size for size in given if size != -1)
+    shape = [len(devices) // known if size == -1 else size for size in given]
+    if math.prod(shape) != len(devices):
+        fix = "give sizes whose product divides them" if -1 in given else "set one of the sizes to -1"
+        raise UserError(f"config.mesh: {dict(sizes)} does not multiply to {len(devices)} devices; {fix}")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
