@@ -155,13 +155,8 @@ def run(main, argv=None, *, name=None):
     except Exception as error:  # the end of every command: its type and first line are printed, --debug shows the traceback
         if debug:
             traceback.print_exc()
-        advice = (
-            FILE_FAULTS.get(error.errno) if isinstance(error, OSError) and (error.filename or error.errno in FULL) else None
-        )
-        user = isinstance(error, UserError) or advice is not None
-        where = f"{error.filename}: " if advice and error.filename else ""
-        sentence = f"{where}{error.strerror}; {advice}" if advice else str(error)
-        sentence = sentence if user else f"{type(error).__name__}: {_first_line(error)}"
+        user = str(error) if isinstance(error, UserError) else _file_fault(error)
+        sentence = user or f"{type(error).__name__}: {_first_line(error)}"
         hint = "" if user or debug else " (--debug shows the traceback)"
         other = processes.verdict(error)
         sentence, hint = (other, "") if other else (sentence, hint)
@@ -193,6 +188,16 @@ def _reader_left():
             with contextlib.suppress(OSError):  # a stream without a file
                 os.dup2(nowhere, stream.fileno())
     return 141
+
+
+def _file_fault(error):
+    """What a user is told of a fault of the file system; "" of another error. Orbax and TensorStore have types of their own for
+    a full disk, with the words of the system in them."""
+    if isinstance(error, OSError) and error.errno in FILE_FAULTS and (error.filename or error.errno in FULL):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {FILE_FAULTS[error.errno]}"
+    full = next((number for number in FULL if os.strerror(number) in str(error)), None)
+    return f"{os.strerror(full)}; {FILE_FAULTS[full]}" if full else ""
 
 
 def _first_line(error):

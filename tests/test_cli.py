@@ -146,6 +146,7 @@ def test_jax_looks_for_no_tpu_where_libtpu_is_only_a_compiler(monkeypatch, tmp_p
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object() if installed and name == "libtpu" else None)
     if device:
         (tmp_path / "accel0").touch()
+    monkeypatch.setattr(cli.processes, "_state", lambda: None)
     told = []  # jax, where a tool has imported it already
     monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=SimpleNamespace(update=lambda *words: told.append(words))))
     seen = []
@@ -181,7 +182,11 @@ def test_doctor_names_the_fix_of_a_missing_package(monkeypatch):
     [
         (FileExistsError(errno.EEXIST, "File exists", "a/b"), "a/b: File exists; something else has that name"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "x: File name too long; give a shorter name"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; free some space"),
+        (
+            ValueError("RESOURCE_EXHAUSTED: No space left on device [code='28']"),
+            "error: No space left on device; free some space",
+        ),
     ],
 )
 def test_faults_of_the_file_system_are_sentences(error, said, capsys):

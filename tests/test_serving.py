@@ -229,3 +229,13 @@ def test_an_exported_folder_or_foreign_files_are_not_written_over(folder, tmp_pa
     mine.write_text("{}")
     assert cli.main(["export", "--out", str(tmp_path / "mine")]) == 2
     assert "holds tokenizer already" in capsys.readouterr().err and mine.read_text() == "{}"
+
+
+def test_an_export_that_stopped_while_it_wrote_parameters_is_begun_again(folder, loaded, tmp_path, monkeypatch):
+    out = shutil.copytree(folder, tmp_path / "out")
+    (out / "manifest.json").unlink()
+    (out / "parameters").rename(out / "parameters.orbax-checkpoint-tmp")  # as Orbax leaves it
+    monkeypatch.setattr("plum_jax.loading.load_model", lambda path, **_: loaded)
+    assert cli.main(["export", "--checkpoint", "some/run", "--out", str(out), "--max-new-tokens", "9"]) == 0
+    names = lambda path: {x.name for x in path.iterdir()}  # noqa: E731
+    assert names(out) == names(folder) and serving.load(out)

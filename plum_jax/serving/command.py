@@ -60,10 +60,11 @@ def main(argv=None):
 
 def check_new(out):
     """UserError when the folder holds an exported model already, or files that are not of an export that stopped."""
-    known = {MANIFEST, PARAMETERS, TOKENIZER, CALIBRATION, "run.json"}
+    known = {MANIFEST, TOKENIZER, CALIBRATION, "run.json"}
     out = Path(out)
     found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    other = [name for name in found if name not in known and not name.endswith(".stablehlo")]
+    ours = lambda name: name in known or name.startswith(PARAMETERS) or name.endswith(".stablehlo")  # noqa: E731
+    other = [name for name in found if not ours(name)]
     if found and (MANIFEST in found or other or not _stopped(out)):
         shown = (other or [name for name in found if name == MANIFEST] or found)[0]
         raise UserError(f"{out}: holds {shown} already; give another --out or delete the folder")
@@ -103,8 +104,8 @@ def export(loaded, out, platforms=PLATFORMS, curve=None):
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (PARAMETERS, TOKENIZER):  # of an export that was stopped
-        shutil.rmtree(out / name, ignore_errors=True)
+    for folder in (out / TOKENIZER, *out.glob(f"{PARAMETERS}*")):  # of an export that was stopped; Orbax adds to the name
+        shutil.rmtree(folder, ignore_errors=True)
     described = {}
     for name, program, exported in export_programs(loaded, platforms):
         (out / f"{name}.stablehlo").write_bytes(exported.serialize())
